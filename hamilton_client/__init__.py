@@ -1,0 +1,1 @@
+"""Hamilton: the thin client on the trading box, and in `core` the one decision path that cloud and live share."""
