@@ -1,0 +1,1 @@
+"""Adapters of the cloud side: storage, compute, registry, tables."""
