@@ -1,0 +1,1 @@
+"""The night as Dagster assets; empty on purpose, so that Ray workers import `logic` without Dagster."""

@@ -1,0 +1,1 @@
+"""Pure training logic: no Dagster, Ray, MLflow, SQL or network."""
