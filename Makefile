@@ -34,7 +34,6 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
 	$(UV) pip sync --quiet --python $(BIN)/python --compile-bytecode requirements.lock
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
-	$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
 	touch $(READY)
 
 lock: $(READY)                # after a change of dependencies

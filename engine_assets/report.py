@@ -13,7 +13,9 @@ from hamilton_client.core.contracts import TRAINED_REGIMES, LedgerLine, Regime, 
 
 
 class SegmentRow(NamedTuple):
-    """One segment as `huracan status` lists it; metrics are out of sample and net of costs, None where there are none."""
+    """One segment as `huracan status` lists it; metrics are out of sample and net of costs, None where there are
+    none; `baselines` as in `SegmentMetrics`.
+    """
 
     symbol: str
     timeframe: str
@@ -24,6 +26,7 @@ class SegmentRow(NamedTuple):
     trades: int | None
     net_bps: float | None
     sharpe: float | None
+    baselines: dict[str, float | None]
 
 
 class CoinRow(NamedTuple):
@@ -65,6 +68,7 @@ def segment_rows(night: Night, library: Library) -> list[SegmentRow]:
                     trades=found.sample_size if found else None,
                     net_bps=found.net_bps if found else None,
                     sharpe=found.sharpe if found else None,
+                    baselines=found.baselines if found else {},
                 )
             )
     return rows
@@ -88,11 +92,17 @@ def coin_rows(segments: Sequence[SegmentRow], night: Night) -> list[CoinRow]:
                 net_bps=best.net_bps if best else None,
                 sharpe=best.sharpe if best else None,
                 best_segment=f"{best.timeframe}.{best.regime}" if best else "none",
-                verdict=f"champion: {', '.join(champions)}" if champions else (failed[0] if failed else "rules only"),
+                verdict=_verdict(champions, failed, best),
                 synthetic=mine[0].synthetic,
             )
         )
     return sorted(rows, key=lambda row: (row.synthetic, row.symbol))
+
+
+def _verdict(champions: Sequence[str], failed: Sequence[str], best: SegmentRow | None) -> str:
+    if champions:
+        return f"champion: {', '.join(champions)}"
+    return failed[0] if failed else f"rules only ({best.state if best else 'insufficient_data'})"
 
 
 def state_counts(segments: Sequence[SegmentRow]) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """How the command line shows a night: progress, tables, JSON."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -21,8 +22,9 @@ LOOK = """look at it:
   huracan ui                            Dagster on port 3000, MLflow on port 5000
   huracan status                        every segment and its state
   hamilton once SYNTHETICUSDT BTCUSDT   one decision per coin, with every vote"""
+BASELINES = (("buy_and_hold_sharpe", 2), ("random_percentile", 2), ("pooled_net_bps", 1))
 LEFT = ("coin", "best segment", "verdict")
-out = Console(soft_wrap=False, highlight=False)
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 
 
 @contextmanager
@@ -102,13 +104,13 @@ def print_night(night: Night, library: Library, results: list[NightResult], ever
 
 def print_segments(rows: Sequence[report.SegmentRow]) -> None:
     """Every segment with its state."""
-    table = Table("coin", "segment", "state", "trades", "net bps", "Sharpe", "model", title="segments")
+    headings = ("coin", "segment", "state", "trades", "net bps", "Sharpe", "hold Sharpe", "random pct", "pooled bps", "model")
+    table = Table(*headings, title="segments; baselines: buy and hold, percentile among random entries, pooled all-coins model")
     for row in rows:
         name = f"{row.symbol} (SYNTHETIC)" if row.synthetic else row.symbol
         trades = "" if row.trades is None else str(row.trades)
-        table.add_row(
-            name, f"{row.timeframe}.{row.regime}", row.state, trades, _number(row.net_bps, 1), _number(row.sharpe, 2), row.model_id or ""
-        )
+        figures = (_number(row.net_bps, 1), _number(row.sharpe, 2), *(_number(row.baselines.get(key), digits) for key, digits in BASELINES))
+        table.add_row(name, f"{row.timeframe}.{row.regime}", row.state, trades, *figures, row.model_id or "")
     out.print(table)
 
 

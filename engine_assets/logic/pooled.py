@@ -24,11 +24,13 @@ def quarter_starts(first_ms: int, last_ms: int) -> list[int]:
     return [start for start in starts if first_ms < start <= last_ms]
 
 
-def pooled_key(days: Mapping[str, Mapping[str, str]], quarter_ms: int, recipe: Recipe, timeframe: str, max_rows: int) -> str:
+def pooled_key(
+    days: Mapping[str, Mapping[str, str]], quarter_ms: int, recipe: Recipe, timeframe: str, max_rows: int, device: str = "cpu"
+) -> str:
     """Address of one quarter's model: every candle day of every coin before the quarter, recipe, cap and versions."""
     before = f"{_utc(quarter_ms):%Y%m%d}"
     used = {symbol: {day: digest for day, digest in hashes.items() if day < before} for symbol, hashes in days.items()}
-    basis = [POOLED_VERSION, LABEL_VERSION, used, quarter_ms, recipe.hash, timeframe, max_rows, library_versions()]
+    basis = [POOLED_VERSION, LABEL_VERSION, used, quarter_ms, recipe.hash, timeframe, max_rows, device, library_versions()]
     return content_hash(basis)
 
 
@@ -48,11 +50,11 @@ def with_regime(x: FloatArray, regime: NDArray[np.int8]) -> FloatArray:
     return np.column_stack([x, regime.astype(np.float64)])
 
 
-def fit_pooled(x: FloatArray, target: FloatArray, weight: FloatArray, recipe: Recipe) -> str | None:
+def fit_pooled(x: FloatArray, target: FloatArray, weight: FloatArray, recipe: Recipe, device: str = "cpu") -> str | None:
     """Fit one pooled model and return its text; None where there are too few rows or one class only."""
     if len(target) < 10 * recipe.model.min_data_in_leaf or target.min() == target.max():
         return None
-    parameters = recipe.model.lightgbm("cpu")
+    parameters = recipe.model.lightgbm(device)
     data = lgb.Dataset(x, label=target, weight=weight, params=parameters, categorical_feature=[x.shape[1] - 1])
     return str(boost(data, parameters, recipe.model).model_to_string())
 

@@ -12,6 +12,18 @@ DAY_MS = 86_400_000
 FUNDING_PERIOD_MS = 8 * 3_600_000
 AT_OPEN = ("opposite", "gap")  # exits at the open of their bar
 
+_Row = tuple[int, int, int, float, float, float, float, str]
+_TRADES = {
+    "entry_ms": pl.Int64,
+    "exit_ms": pl.Int64,
+    "side": pl.Int8,
+    "gross_bps": pl.Float64,
+    "cost_bps": pl.Float64,
+    "net_bps": pl.Float64,
+    "size_usd": pl.Float64,
+    "exit_reason": pl.String,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Prices:
@@ -158,16 +170,3 @@ def _per_bar(
     marks = np.concatenate([[entry], prices.close[held], [exit_price]])
     instants = np.concatenate([[prices.open_ms[row + 1]], prices.open_ms[held] + prices.bar_ms, [exit_ms]])
     return side * np.diff(marks) / entry * 1e4, side * funding_bps_per_8h * np.diff(instants) / FUNDING_PERIOD_MS, exit_ms
-
-
-_Row = tuple[int, int, int, float, float, float, float, str]
-_TRADES = {
-    "entry_ms": pl.Int64,
-    "exit_ms": pl.Int64,
-    "side": pl.Int8,
-    "gross_bps": pl.Float64,
-    "cost_bps": pl.Float64,
-    "net_bps": pl.Float64,
-    "size_usd": pl.Float64,
-    "exit_reason": pl.String,
-}

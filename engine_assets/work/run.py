@@ -17,6 +17,7 @@ from engine_resources.pool import Outcome, Pool
 from engine_resources.records import Failure, Heart, NightRecords, Unit, failure_of, read_ledger, utc_now
 from engine_resources.registry import Registry
 from hamilton_client.candles import LakeCard
+from hamilton_client.core.layout import timeframe_minutes
 
 UNIT_WORK: dict[str, Callable[..., Detail]] = {
     "raw": raw_unit,
@@ -98,7 +99,8 @@ class NightRun:
         if name == "models":
             self._pooled(units)
         for group in self._groups(name, units):
-            for outcome in self.pool.imap(UNIT_WORK[name], group, self.night, batch=HYBRID_BATCH if name != "models" else 1):
+            rows = max(self._train_rows(unit.timeframe) for unit in group) if name == "models" and group else 0
+            for outcome in self.pool.imap(UNIT_WORK[name], group, self.night, batch=1 if name == "models" else HYBRID_BATCH, rows=rows):
                 yield outcome.unit, outcome.failure, (outcome.value or {}) | {"seconds": round(outcome.seconds, 3)}
 
     def _groups(self, name: str, units: Sequence[Unit]) -> list[list[Unit]]:
@@ -106,13 +108,18 @@ class NightRun:
         base = [unit for unit in units if unit.timeframe == self.night.base]
         return [base, [unit for unit in units if unit not in set(base)]] if name == "raw" else [list(units)]
 
+    def _train_rows(self, timeframe: str) -> int:
+        """Rows of one fit: what decides whether it is worth a share of a GPU."""
+        return self.night.recipe.folds[timeframe].train_days * 1440 // timeframe_minutes(timeframe)
+
     def _pooled(self, units: Sequence[Unit]) -> None:
         """Fit the pooled baseline before the coins are scored beside it; without it they are scored all the same."""
         real = sorted({unit.symbol for unit in units if not self.night.source.is_synthetic(unit.symbol)})
         if len(real) < 2:
             return
         timeframes = sorted({unit.timeframe for unit in units})
-        for outcome in self.pool.imap(pooled_unit, [Unit(POOLED, timeframe) for timeframe in timeframes], self.night, real):
+        limit = self.night.settings.validation.pooled_max_rows
+        for outcome in self.pool.imap(pooled_unit, [Unit(POOLED, timeframe) for timeframe in timeframes], self.night, real, rows=limit):
             self._note("pooled", outcome.unit, outcome.failure, outcome.value or {})
 
     def _champions(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Failure | None, Detail]]:

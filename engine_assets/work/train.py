@@ -8,6 +8,7 @@ import polars as pl
 
 from engine_assets.logic.costing import cost_snapshot
 from engine_assets.logic.fit import TrainingFrame, training_frame
+from engine_assets.logic.plan import DAY_MS
 from engine_assets.logic.pooled import PooledScorer, fit_pooled, pooled_key, pooled_rows, quarter_starts
 from engine_assets.logic.train import Rules, SegmentResult, UnitResult, train_unit
 from engine_assets.work.night import Night
@@ -125,21 +126,25 @@ def pooled_unit(unit: Unit, night: Night, symbols: Sequence[str]) -> Detail:
     first = min(min(hashes) for hashes in days.values())
     first_ms = int(np.datetime64(f"{first[:4]}-{first[4:6]}-{first[6:]}", "ms").astype(np.int64))
     limit = night.settings.validation.pooled_max_rows
-    keys = {quarter: pooled_key(days, quarter, night.recipe, unit.timeframe, limit) for quarter in quarter_starts(first_ms, night.as_of_ms)}
+    step_ms = night.recipe.folds[unit.timeframe].test_days * DAY_MS
+    last_tested_ms = night.as_of_ms // step_ms * step_ms  # the grid is pinned to the epoch; a quarter without a tested bar needs no model
+    device = lightgbm_device()
+    quarters = quarter_starts(first_ms, last_tested_ms - 1)
+    keys = {quarter: pooled_key(days, quarter, night.recipe, unit.timeframe, limit, device) for quarter in quarters}
     missing = {quarter: key for quarter, key in keys.items() if not night.store.exists(layout.pooled_fold(unit.timeframe, key))}
     frames = {symbol: _frame(Unit(symbol, unit.timeframe), night) for symbol in symbols} if missing else {}
     for quarter, key in missing.items():
-        text = _fit_quarter(list(frames.values()), quarter, unit.timeframe, night)
+        text = _fit_quarter(list(frames.values()), quarter, unit.timeframe, device, night)
         night.store.put(layout.pooled_fold(unit.timeframe, key), (text or "").encode())
     night.store.put(_pooled_index(unit.timeframe, night), json.dumps(keys).encode())
     return {"quarters": len(keys), "fitted": len(missing), "reused": len(keys) - len(missing)}
 
 
-def _fit_quarter(frames: list[TrainingFrame], quarter_ms: int, timeframe: str, night: Night) -> str | None:
+def _fit_quarter(frames: list[TrainingFrame], quarter_ms: int, timeframe: str, device: str, night: Night) -> str | None:
     share = night.settings.validation.pooled_max_rows // len(frames)
     parts = [pooled_rows(frame, quarter_ms, night.recipe, timeframe, share) for frame in frames]
     x, target, weight = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return fit_pooled(x, target, weight, night.recipe)
+    return fit_pooled(x, target, weight, night.recipe, device)
 
 
 def _frame(unit: Unit, night: Night) -> TrainingFrame:
