@@ -15,7 +15,7 @@ def read_frame(store: ObjectStore, key: str) -> pl.DataFrame:
     body = store.get(key)
     try:
         return pl.read_parquet(io.BytesIO(body))
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:  # some damaged footers make the reader panic
         raise HuracanError(f"{key} in {store.url} is not readable parquet ({error}); delete it, the next night makes it again") from None
 
 
@@ -31,10 +31,8 @@ class StoredFolds(MutableMapping[str, pl.DataFrame]):
 
     def __init__(self, store: ObjectStore, symbol: str, timeframe: str) -> None:
         self._store, self._symbol, self._timeframe = store, symbol, timeframe
-        self._known = {
-            key.rpartition("/")[2].removesuffix(".parquet")
-            for key in store.list(layout.fold(symbol, timeframe, "").rpartition("/")[0] + "/")
-        }
+        folder = layout.fold(symbol, timeframe, "").removesuffix(".parquet")
+        self._known = {key.removeprefix(folder).removesuffix(".parquet") for key in store.list(folder)}
 
     def __contains__(self, key: object) -> bool:
         return key in self._known

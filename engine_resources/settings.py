@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from hamilton_client.configfile import load_config
+from hamilton_client.configfile import load_config, section_of
 from hamilton_client.core.contracts import Frozen, HuracanError, Market, RiskPresetName
 from hamilton_client.core.features import FeatureRecipe
 from hamilton_client.core.layout import timeframe_minutes
@@ -22,9 +22,21 @@ from hamilton_client.core.policy import (
 )
 from hamilton_client.core.recipe import CalibrationParameters, FoldGeometry, ModelParameters, Recipe
 from hamilton_client.core.regimes import RegimeRecipe
+from hamilton_client.settings import HamiltonSettings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PositiveInt = Annotated[int, Field(gt=0)]
+
+
+def _known_timeframe(timeframe: str) -> str:
+    try:
+        timeframe_minutes(timeframe)
+    except HuracanError as error:
+        raise ValueError(str(error)) from None
+    return timeframe
+
+
+Timeframe = Annotated[str, AfterValidator(_known_timeframe)]
 
 
 class EngineSection(Frozen):
@@ -51,11 +63,13 @@ class SourceSection(Frozen):
 class TimeframesSection(Frozen):
     """The stored base timeframe, and those that models are trained for."""
 
-    base: str = "1h"
-    train: tuple[str, ...] = ("1h", "4h", "1d")
+    base: Timeframe = "1h"
+    train: tuple[Timeframe, ...] = ("1h", "4h", "1d")
 
     @model_validator(mode="after")
     def _derivable(self) -> "TimeframesSection":
+        if self.base not in self.train or len(set(self.train)) < len(self.train):
+            raise ValueError(f"train names each timeframe once, the base {self.base} among them: its regime gates every decision")
         base = timeframe_minutes(self.base)
         for timeframe in self.train:
             if timeframe_minutes(timeframe) % base:
@@ -96,10 +110,10 @@ class TrainingSection(Frozen):
     backend: Literal["ray", "threads"] = "ray"
     max_concurrent: PositiveInt = 12
     num_workers: PositiveInt | None = None
-    retry_attempts: int = 3
+    retry_attempts: Annotated[int, Field(ge=0)] = 3
     timeout_seconds: PositiveInt = 1800
     coins_per_gpu: PositiveInt = 12
-    gpus_per_worker: float = 1
+    gpus_per_worker: Annotated[float, Field(gt=0)] = 1
     gpu_min_rows: PositiveInt = 200_000
     threads_per_fit: Literal[1] = 1
     symbols_allowed: tuple[str, ...] = ()
@@ -108,7 +122,7 @@ class TrainingSection(Frozen):
 class WalkForwardSection(Frozen):
     """Fold geometry per timeframe and what a segment needs before it is judged."""
 
-    geometry: dict[str, FoldGeometry]
+    geometry: dict[Timeframe, FoldGeometry]
     min_windows: PositiveInt = 5
     min_test_trades: PositiveInt = 100
 
@@ -117,7 +131,7 @@ class ValidationSection(Frozen):
     """Walk-forward geometry and label horizons."""
 
     walk_forward: WalkForwardSection
-    horizon_bars: dict[str, PositiveInt]
+    horizon_bars: dict[Timeframe, PositiveInt]
     pooled_max_rows: PositiveInt = 200_000
 
 
@@ -175,10 +189,12 @@ class Settings(Frozen):
                 ("regimes.by_timeframe", self.regimes.by_timeframe),
             ):
                 if timeframe not in table:
-                    raise ValueError(f"{name} lacks the trained timeframe {timeframe}")
-        for name in (self.recipes.champion, *self.recipes.challengers):
-            if name not in self.recipes.definitions:
-                raise ValueError(f"recipe {name!r} is not defined; defined: {', '.join(self.recipes.definitions)}")
+                    raise ValueError(f"{name}: lacks the trained timeframe {timeframe}")
+        recipes = self.recipes
+        for role, names in (("champion", (recipes.champion,)), ("challengers", recipes.challengers)):
+            for name in names:
+                if name not in recipes.definitions:
+                    raise ValueError(f"recipes.{role}: recipe {name!r} is not defined; defined: {', '.join(recipes.definitions)}")
         return self
 
     @property
@@ -233,10 +249,6 @@ def load_settings(config_dir: Path | None = None, environ: Mapping[str, str] = o
         "mlflow_url": environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}"),
         "ray_address": environ.get("RAY_ADDRESS"),
     }
-    files = [folder / "engine.yaml", folder / "policy.yaml"]
-    settings = load_config(Settings, files, {k: v for k, v in environ.items() if k not in {"HURACAN_HOME", "HURACAN_CONFIG"}}, extra)
-    if settings.timeframes.base not in settings.timeframes.train:
-        raise HuracanError(
-            f"timeframes.train must contain the base timeframe {settings.timeframes.base}, because its regime gates every decision"
-        )
-    return settings
+    skipped = {*HamiltonSettings.model_fields} - {*Settings.model_fields} | {"home", "config"}  # one environment serves both programs
+    ours = {name: value for name, value in environ.items() if section_of(name) not in skipped}
+    return load_config(Settings, [folder / "engine.yaml", folder / "policy.yaml"], ours, extra)

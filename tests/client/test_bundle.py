@@ -5,13 +5,13 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-import bundle_making as making
 import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import bundle_making as making
 from hamilton_client.bundle import BadBundle, BundleCard, SegmentFiles, compose, fetch, pack, read_bundle, verify, write_bundle
 from hamilton_client.core import layout
 from hamilton_client.core.contracts import ChampionIndex, HuracanError, Regime

@@ -4,11 +4,11 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 
-import bundle_making as making
 import numpy as np
 import polars as pl
 import pytest
 
+import bundle_making as making
 from hamilton_client.__main__ import main
 from hamilton_client.candles import CandleStore
 from hamilton_client.core import layout

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from worlds import assert_causal, candles_of, random_walk
 
 from hamilton_client.core.contracts import Regime
 from hamilton_client.core.engines import ENGINES, RULE_RECIPE, RULE_WARMUP_BARS, RULES, learned_votes, rule_votes
 from hamilton_client.core.features import build
 from hamilton_client.core.votes import Votes
+from worlds import assert_causal, candles_of, random_walk
 
 NAMES = [
     "trend_v1",

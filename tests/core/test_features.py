@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from worlds import BASE_FEATURES, assert_causal, candles_of, random_walk
 
 from hamilton_client.core import features as feature_module
 from hamilton_client.core.features import FUNCTION_VERSIONS, KINDS, FeatureRecipe, build, efficiency_ratio
 from hamilton_client.core.windows import Bars
+from worlds import BASE_FEATURES, assert_causal, candles_of, random_walk
 
 BASE = FeatureRecipe(features=BASE_FEATURES)
 EVERY_KIND = FeatureRecipe(

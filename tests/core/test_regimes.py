@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from worlds import assert_causal, candles_of, random_walk
 
 from hamilton_client.core.contracts import HuracanError, Regime
 from hamilton_client.core.regimes import REGIME_CODES, Measures, RegimeParams, RegimeRecipe, _successors, _walk, classify, codes, measure
+from worlds import assert_causal, candles_of, random_walk
 
 HOURLY = RegimeParams(
     er_bars=48, vol_bars=24, vol_rank_bars=720, return_bars=24, z_bars=720, volume_bars=24, volume_ref_bars=720, restart_bars=168
