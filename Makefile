@@ -9,13 +9,17 @@ READY := $(VENV)/.ready
 export UV_SYSTEM_CERTS := 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test lint bench soak lock clean
+.PHONY: run test browser lint bench soak lock clean
 
 run: $(READY)
 	$(BIN)/huracan nightly --nights 2
 
-test: lint
+test: browser lint
 	$(BIN)/python -m pytest --cov --cov-report=term -q
+
+browser:                     # the page tests look at what people see; where it cannot be installed they are skipped, and say so
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; } \
+		|| echo "chromium is missing and cannot be installed here: the page tests will be skipped"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,4 +1,7 @@
-"""How to decide, as data: the settings that are frozen into every bundle, so that live cannot drift from what was validated."""
+"""How to decide, as data: the settings that are frozen into every bundle, so that live cannot drift from what was validated.
+
+The defaults are those of `config/policy.yaml`; a test holds the two equal.
+"""
 
 from typing import Annotated
 
@@ -20,7 +23,13 @@ class ConsensusPolicy(Frozen):
     correlation_penalty_threshold: Fraction = 0.8
     correlation_shrinkage_rows: Positive = 200.0
     quorum: Positive = 1.5
-    adaptive_thresholds: dict[Regime, Fraction]
+    adaptive_thresholds: dict[Regime, Fraction] = {
+        Regime.TREND: 0.5,
+        Regime.RANGE: 0.55,
+        Regime.PANIC: 0.65,
+        Regime.ILLIQUID: 0.7,
+        Regime.UNKNOWN: 1.0,
+    }
 
 
 class RegimeGate(Frozen):
@@ -35,10 +44,16 @@ class RegimeGates(Frozen):
 
     enabled: bool = True
     leaderboard_refresh_days: int = 7
-    TREND: RegimeGate
-    RANGE: RegimeGate
-    PANIC: RegimeGate
-    ILLIQUID: RegimeGate
+    TREND: RegimeGate = RegimeGate(
+        enabled_engines=("trend_v1", "trend_v2", "breakout", "momentum"), disabled_engines=("mean_reversion", "range_trading")
+    )
+    RANGE: RegimeGate = RegimeGate(
+        enabled_engines=("mean_reversion", "range_trading", "support_resistance"), disabled_engines=("trend_v1", "trend_v2")
+    )
+    PANIC: RegimeGate = RegimeGate(
+        enabled_engines=("scalping", "volatility", "liquidity"), disabled_engines=("trend_v1", "trend_v2", "breakout")
+    )
+    ILLIQUID: RegimeGate = RegimeGate()
 
     def of(self, regime: Regime) -> RegimeGate:
         """The gate of one regime; UNKNOWN enables none."""
@@ -71,7 +86,12 @@ class CostPolicy(Frozen):
     min_edge_after_cost_bps: float = 3.0
     safety_margin_bps: NonNegative = 0.5
     slippage: Slippage = Slippage()
-    fee_schedule: dict[str, tuple[FeeSchedule, ...]]
+    fee_schedule: dict[str, tuple[FeeSchedule, ...]] = {
+        "binance": (FeeSchedule(since="2019-09-01", tier="VIP1", maker_bps=2.0, taker_bps=4.0, funding_bps_per_8h=1.0),),
+        "coinbase": (FeeSchedule(since="2019-09-01", tier="advanced", maker_bps=5.0, taker_bps=5.0),),
+        "okx": (FeeSchedule(since="2019-09-01", tier="regular", maker_bps=2.0, taker_bps=5.0, funding_bps_per_8h=1.0),),
+        "bybit": (FeeSchedule(since="2019-09-01", tier="regular", maker_bps=2.0, taker_bps=5.5, funding_bps_per_8h=1.0),),
+    }
 
 
 class ExposureLimits(Frozen):
@@ -128,9 +148,13 @@ class Policy(Record):
     market: Market = Market()
     nav_usd: Positive = 100_000.0
     base_timeframe: str = "1h"
-    consensus: ConsensusPolicy
-    regime_gates: RegimeGates
-    cost_model: CostPolicy
+    consensus: ConsensusPolicy = ConsensusPolicy()
+    regime_gates: RegimeGates = RegimeGates()
+    cost_model: CostPolicy = CostPolicy()
     risk: RiskPolicy = RiskPolicy()
-    risk_presets: dict[RiskPresetName, RiskPreset]
+    risk_presets: dict[RiskPresetName, RiskPreset] = {
+        RiskPresetName.CONSERVATIVE: RiskPreset(per_trade_risk_pct=0.5, daily_loss_limit_pct=1.5, max_leverage=1.5, min_confidence=0.65),
+        RiskPresetName.BALANCED: RiskPreset(per_trade_risk_pct=1.0, daily_loss_limit_pct=2.5, max_leverage=2.0, min_confidence=0.55),
+        RiskPresetName.AGGRESSIVE: RiskPreset(per_trade_risk_pct=1.5, daily_loss_limit_pct=4.0, max_leverage=3.0, min_confidence=0.50),
+    }
     exits: ExitRule = ExitRule()
