@@ -28,7 +28,7 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 bench: $(READY)
-	@$(BIN)/python -m tests.bench
+	@$(BIN)/python tests/bench/run.py
 
 soak: $(READY)
 	HURACAN_SOAK=1 $(BIN)/python -m pytest -q -m soak

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,7 +14,7 @@ import click
 from rich.table import Table
 
 from engine_assets import report
-from engine_assets.launch import dagster_home, dagster_instance, run_night
+from engine_assets.launch import dagster_home, dagster_instance, report_dead_runs, run_night
 from engine_assets.session import scheduled_as_of
 from engine_assets.show import head, night_json, out, print_counts, print_night, print_segments, progress
 from engine_assets.work.night import Night
@@ -21,10 +23,11 @@ from engine_resources.library import Library
 from engine_resources.registry import Registry
 from engine_resources.settings import REPOSITORY, Settings, load_settings
 from hamilton_client.core import layout
-from hamilton_client.core.contracts import HuracanError, RunManifest, utc_iso
+from hamilton_client.core.contracts import Heartbeat, HuracanError, RunManifest, utc_iso
 from hamilton_client.store import NotFound
 from hamilton_client.telemetry import setup_logging
 
+symbol_argument = click.argument("symbol", callback=lambda context, parameter, symbol: layout.check_symbol(symbol))
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 
 
@@ -43,7 +46,7 @@ def cli() -> None:
 @click.option("--mode", type=click.Choice(["sequential", "parallel", "hybrid"]), help="Instead of training.mode.")
 @click.option("--max-concurrent", type=click.IntRange(min=1), help="Instead of training.max_concurrent.")
 @click.option(
-    "--resume", is_flag=False, flag_value="", help="Go on where a killed run stopped; RUN_ID or the newest as-of.", metavar="[RUN_ID]"
+    "--resume", is_flag=False, flag_value="", help="Go on where a killed run stopped (default: the newest unfinished).", metavar="[RUN_ID]"
 )
 @click.option(
     "--as-of", "as_of_text", help="The instant the night stands for (UTC). Default: the newest 02:00 UTC tick of the source's clock."
@@ -63,7 +66,10 @@ def nightly(
 ) -> None:
     """Run a night: candles → features → regimes → folds → models → shadow → champions."""
     settings = _settings(mode, max_concurrent)
-    as_of = layout.as_of_from_run_id(resume) if resume else _as_of(as_of_text, settings)
+    as_of = _resumed(resume, settings) if resume is not None and as_of_text is None else _as_of(as_of_text, settings)
+    now = Night(settings, as_of).source.now()
+    if as_of > now:
+        raise HuracanError(f"{utc_iso(as_of)} has not come yet: the candles of {settings.source_path} stand at {utc_iso(now)}")
     chosen = choose_coins(coins, Night(settings, as_of))
     instants = [as_of - timedelta(days=back) for back in reversed(range(nights))]
     results = []
@@ -73,8 +79,6 @@ def nightly(
                 continue
             with progress(instant, quiet=as_json) as listener:
                 results.append(run_night(settings, instance, chosen, instant, resume=resume is not None, listener=listener))
-            if results[-1].error and not _ledger_exists(Night(settings, instant)):
-                raise HuracanError(results[-1].error)
     night = Night(settings, as_of)
     library = Library(settings.database_url)
     _emit_json(night_json(night, library, results)) if as_json else print_night(night, library, results, every)
@@ -82,8 +86,27 @@ def nightly(
         sys.exit(1)
 
 
+def _resumed(run_id: str, settings: Settings) -> datetime:
+    """The instant of the run to resume: the one named, else the newest that began and did not finish, else the newest tick."""
+    if run_id:
+        return layout.as_of_from_run_id(run_id)
+    night = Night(settings, datetime.now(UTC))
+    try:
+        beat = Heartbeat.from_bytes(night.store.get(layout.ENGINE_HEARTBEAT))
+    except NotFound:
+        return _as_of(None, settings)
+    return layout.as_of_from_run_id(beat.run_id) if beat.phase != "finished" else _as_of(None, settings)
+
+
 def choose_coins(text: str, night: Night) -> list[str]:
-    """Coins of a `--coins` value. Raises HuracanError for coins that the source does not have."""
+    """Coins of a `--coins` value, at least one. Raises HuracanError for coins that the source does not have."""
+    chosen = _coins_of(text, night)
+    if not chosen:
+        raise HuracanError(f"--coins {text!r} chooses no coin of {night.settings.source_path}; give all, top20, or names: BTCUSDT,ETHUSDT")
+    return chosen
+
+
+def _coins_of(text: str, night: Night) -> list[str]:
     known = night.source.symbols()
     allowed = [
         symbol for symbol in known if not night.settings.training.symbols_allowed or symbol in night.settings.training.symbols_allowed
@@ -101,8 +124,13 @@ def choose_coins(text: str, night: Night) -> list[str]:
 
 
 def _traded_value(symbol: str, night: Night) -> float:
-    recent = night.source.fetch(symbol, night.base, night.as_of - timedelta(days=30), night.as_of)
-    return float((recent["close"] * recent["volume"]).sum())
+    """Of the last 30 days, in quote currency; 0 where the candles cannot be read: one bad coin keeps no other from being ranked."""
+    try:
+        recent = night.source.fetch(symbol, night.base, night.as_of - timedelta(days=30), night.as_of)
+    except HuracanError:
+        return 0.0
+    value = recent["close"] * recent["volume"]
+    return float(value.filter(value.is_finite()).sum())
 
 
 def is_complete(night: Night, coins: Sequence[str]) -> bool:
@@ -142,11 +170,11 @@ def champions() -> None:
 
 
 @champions.command("show", epilog="Example: huracan champions show BTCUSDT")
-@click.argument("symbol")
+@symbol_argument
 @json_option
 def champions_show(symbol: str, as_json: bool) -> None:
     """Show the champion pointer of SYMBOL."""
-    row = _library().champion(layout.check_symbol(symbol))
+    row = _library().champion(symbol)
     if row is None:
         raise HuracanError(f"{symbol} has no champion yet; run: huracan nightly --coins {symbol}")
     pointer = row.pointer().model_dump(mode="json")
@@ -154,11 +182,11 @@ def champions_show(symbol: str, as_json: bool) -> None:
 
 
 @champions.command("history", epilog="Example: huracan champions history BTCUSDT")
-@click.argument("symbol")
+@symbol_argument
 @json_option
 def champions_history(symbol: str, as_json: bool) -> None:
     """List every move of the champion of SYMBOL, with its reason."""
-    moves = _library().promotions(layout.check_symbol(symbol))
+    moves = _library().promotions(symbol)
     if as_json:
         _emit_json([{"generation": move.generation, "kind": move.kind, "at": move.at.isoformat(), "reason": move.reason} for move in moves])
         return
@@ -169,13 +197,13 @@ def champions_history(symbol: str, as_json: bool) -> None:
 
 
 @champions.command("rollback", epilog="Example: huracan champions rollback BTCUSDT --to 3")
-@click.argument("symbol")
+@symbol_argument
 @click.option("--to", "generation", type=int, help="Generation to go back to. Default: the one before.")
 def champions_rollback(symbol: str, generation: int | None) -> None:
     """Make an earlier champion bundle of SYMBOL champion again, as a new generation."""
     settings = _settings()
     night = Night(settings, _as_of(None, settings))
-    row = rollback(night, _library(settings), _registry(settings), layout.check_symbol(symbol), generation)
+    row = rollback(night, _library(settings), _registry(settings), symbol, generation)
     out.print(f"{symbol}: generation {row.generation} is {row.bundle}")
 
 
@@ -191,8 +219,13 @@ def reconcile_command() -> None:
 @click.option("--port", default=3000, show_default=True, help="Dagster's pages.")
 @click.option("--mlflow-port", default=5000, show_default=True, help="MLflow's pages.")
 def ui(port: int, mlflow_port: int) -> None:
-    """Start the Dagster pages, its daemon (the 02:00 UTC schedule) and the MLflow pages, on loopback; Ctrl-C ends them."""
+    """Start the Dagster pages, its daemon (the 02:00 UTC schedule) and the MLflow pages, on loopback; Ctrl-C ends them.
+
+    A night that the daemon runs goes on to its end when a service manager stops this command, and is cancelled by Ctrl-C.
+    """
     settings = _settings()
+    with dagster_instance(settings) as instance:
+        report_dead_runs(instance)
     environment = os.environ | {
         "DAGSTER_HOME": str(dagster_home(settings)),
         "HURACAN_HOME": str(settings.home),
@@ -207,10 +240,16 @@ def ui(port: int, mlflow_port: int) -> None:
         [bin_folder / "dagster-daemon", "run", "-w", REPOSITORY / "workspace.yaml"],
         [bin_folder / "mlflow", "server", "--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1", *mlflow_url],
     ]
-    out.print(f"Dagster http://127.0.0.1:{port}   MLflow http://127.0.0.1:{mlflow_port}   as of {utc_iso(_as_of(None, settings))}")
+    out.print(f"Dagster http://127.0.0.1:{port}   MLflow http://127.0.0.1:{mlflow_port}/#/models   as of {utc_iso(_as_of(None, settings))}")
     processes = [subprocess.Popen([str(part) for part in command], env=environment) for command in commands]  # noqa: S603  # our own programs
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's stop ends the pages as Ctrl-C does
     try:
-        os.wait()
+        pid, status = os.wait()
+        program = str(commands[[process.pid for process in processes].index(pid)][0])
+        raise HuracanError(
+            f"{Path(program).name} ended with exit code {os.waitstatus_to_exitcode(status)}, so the other pages were ended too. "
+            "Its last lines above say why; if its port is taken, choose another with --port or --mlflow-port"
+        )
     except KeyboardInterrupt:
         pass
     finally:
@@ -222,7 +261,15 @@ def ui(port: int, mlflow_port: int) -> None:
 
 def _settings(mode: str | None = None, max_concurrent: int | None = None) -> Settings:
     given = {"HURACAN_TRAINING__MODE": mode, "HURACAN_TRAINING__MAX_CONCURRENT": None if max_concurrent is None else str(max_concurrent)}
-    return load_settings(environ=dict(os.environ) | {name: value for name, value in given.items() if value is not None})
+    settings = load_settings(environ=dict(os.environ) | {name: value for name, value in given.items() if value is not None})
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=settings.home):
+            return settings
+    except OSError as fault:
+        raise HuracanError(
+            f"the home {settings.home} cannot be written ({fault.strerror}); set HURACAN_HOME to a folder of your own"
+        ) from None
 
 
 def _library(settings: Settings | None = None) -> Library:
@@ -243,10 +290,6 @@ def _as_of(text: str | None, settings: Settings) -> datetime:
     except ValueError:
         raise click.BadParameter(f"{text!r} is no instant; write it as 2023-07-01T02:00Z") from None
     return parsed.astimezone(UTC) if parsed.tzinfo else parsed.replace(tzinfo=UTC)
-
-
-def _ledger_exists(night: Night) -> bool:
-    return bool(night.store.list(f"runs/{night.run_id}/ledger/"))
 
 
 def _emit_json(value: object) -> None:

@@ -6,12 +6,17 @@ import dagster as dg
 
 from engine_assets import champions, features, folds, models, raw, regimes, schedules, shadow
 from engine_assets.partitions import make_partitions
-from engine_assets.session import Listener, scheduled_as_of, session_resource
+from engine_assets.session import REPEAT, Listener, scheduled_as_of, session_resource
 from engine_resources.market import BundledSource
 from engine_resources.settings import Settings, load_settings
 from hamilton_client.telemetry import setup_logging
 
 NIGHT_JOB = "night"
+NIGHT_DESCRIPTION = f"""One night over chosen coins and timeframes, in one run: from candles to champion pointers.
+
+A coin that fails is red on its own partition and keeps no other from its champion; the run then ends as failed, and its last event
+lists what failed and why. To repeat only that: *{REPEAT}*.
+"""
 
 
 def build_definitions(settings: Settings, listener: Listener | None = None, *, wait_for_lock: bool = True) -> dg.Definitions:
@@ -19,7 +24,9 @@ def build_definitions(settings: Settings, listener: Listener | None = None, *, w
     timeframes = settings.timeframes.train
     partitions = make_partitions(timeframes)
     assets = [stage.build(partitions) for stage in (raw, features, regimes, folds, models, shadow, champions)]
-    job = dg.define_asset_job(NIGHT_JOB, selection="*", partitions_def=partitions, executor_def=dg.in_process_executor)
+    job = dg.define_asset_job(
+        NIGHT_JOB, selection="*", partitions_def=partitions, executor_def=dg.in_process_executor, description=NIGHT_DESCRIPTION
+    )
     source = BundledSource(settings.source_path)
 
     def as_of(tick: datetime) -> datetime:

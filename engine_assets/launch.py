@@ -12,9 +12,12 @@ import dagster as dg
 
 from engine_assets.definitions import NIGHT_JOB, build_definitions
 from engine_assets.partitions import AS_OF_TAG, COIN, range_tags
-from engine_assets.session import LAUNCHED_BY_TAG, PID_TAG, RESUME_TAG, Listener
+from engine_assets.session import LAUNCHED_BY_TAG, PID_TAG, RESUME_TAG, Listener, process_mark
 from engine_assets.work.run import StageEvent
+from engine_resources.lock import night_lock
 from engine_resources.settings import REPOSITORY, Settings
+from hamilton_client.core import layout
+from hamilton_client.core.contracts import HuracanError
 
 IN_PROGRESS = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
@@ -48,27 +51,32 @@ def dagster_home(settings: Settings) -> Path:
 def run_night(
     settings: Settings, instance: dg.DagsterInstance, coins: Sequence[str], as_of: datetime, *, resume: bool, listener: Listener | None
 ) -> NightResult:
-    """Run one night over `coins` now, in this process. A second night is refused by the lock with HuracanError."""
-    instance.add_dynamic_partitions(COIN, list(coins))
+    """Run one night over `coins` now, in this process. Raises HuracanError where it could not begin, as while another night runs."""
+    with night_lock(settings.home, layout.run_id(as_of)):  # a night that must wait leaves no trace, not even a failed run in Dagster
+        instance.add_dynamic_partitions(COIN, list(coins))
     report_dead_runs(instance)
     known = instance.get_dynamic_partitions(COIN)
     tags = range_tags(known, settings.timeframes.train, coins=coins)
-    tags |= {AS_OF_TAG: as_of.isoformat(), LAUNCHED_BY_TAG: "cli"} | ({RESUME_TAG: "true"} if resume else {})
+    tags |= {AS_OF_TAG: as_of.isoformat(), LAUNCHED_BY_TAG: "cli", PID_TAG: process_mark(os.getpid())}
+    tags |= {RESUME_TAG: "true"} if resume else {}
     clock = _StageClock(listener)
     job = build_definitions(settings, clock, wait_for_lock=False).resolve_job_def(NIGHT_JOB)
     result = job.execute_in_process(
         instance=instance, tags=tags, raise_on_error=False, run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
     )
-    return NightResult(as_of, result.success, result.run_id, None if result.success else _first_error(result), clock.done())
+    error = None if result.success else _first_error(result)
+    if error and not any(event.event_type == dg.DagsterEventType.STEP_START for event in result.all_events):
+        raise HuracanError(error)
+    return NightResult(as_of, result.success, result.run_id, error, clock.done())
 
 
 def report_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     """Report runs whose process is gone as failed: Dagster's default launcher never notices, and a dead run would block its queue."""
     dead = []
-    for run in instance.get_runs(dg.RunsFilter(job_name=NIGHT_JOB, statuses=IN_PROGRESS)):
-        pid = run.tags.get(PID_TAG)
-        if pid is not None and not Path(f"/proc/{pid}").exists():
-            instance.report_run_failed(run, message=f"its process {pid} is gone; huracan nightly --resume goes on where it stopped")
+    for run in instance.get_runs(dg.RunsFilter(statuses=IN_PROGRESS)):
+        mark = run.tags.get(PID_TAG)
+        if mark is not None and process_mark(mark.partition(".")[0]) != mark:
+            instance.report_run_failed(run, message=f"its process {mark} is gone; huracan nightly --resume goes on where it stopped")
             dead.append(run.run_id)
     return dead
 
@@ -79,7 +87,7 @@ def _first_error(result: dg.ExecuteInProcessResult) -> str:
             error = getattr(event.event_specific_data, "error", None)
             if error is not None:
                 cause = error.cause or error
-                return str(cause.message).strip()
+                return str(cause.message).split(f"{cause.cls_name}: ", 1)[-1].strip()
     return "the run failed before its first stage"
 
 

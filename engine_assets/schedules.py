@@ -15,7 +15,12 @@ def build(job: UnresolvedAssetJobDefinition, timeframes: Sequence[str], as_of: C
     """The 02:00 UTC schedule of `job`. `as_of` maps the tick to the instant the night stands for: a bundled source has its own clock."""
 
     @dg.schedule(
-        job=job, cron_schedule=NIGHTLY_CRON, execution_timezone="UTC", default_status=dg.DefaultScheduleStatus.RUNNING, name="nightly"
+        job=job,
+        cron_schedule=NIGHTLY_CRON,
+        execution_timezone="UTC",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        name="nightly",
+        description="The night of the newest tick, over every coin that has a partition then.",
     )
     def nightly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         coins = context.instance.get_dynamic_partitions(COIN)

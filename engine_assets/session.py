@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import dagster as dg
 import structlog
@@ -25,6 +26,8 @@ RESUME_TAG = "huracan/resume"
 LAUNCHED_BY_TAG = "huracan/launched_by"
 PID_TAG = "huracan/pid"
 LOCK_POLL_SECONDS = 5.0
+REPEAT = "Lineage → Materialize all → All, All → Backfill only failed and missing partitions"
+STAT_START = 19  # field `starttime` of /proc/PID/stat, counted behind the program's name
 Listener = Callable[[str, int, StageEvent | None], None]
 log = structlog.get_logger(__name__)
 
@@ -33,6 +36,17 @@ def scheduled_as_of(now: datetime) -> datetime:
     """The newest 02:00 UTC tick at or before `now`."""
     tick = now.astimezone(UTC).replace(hour=2, minute=0, second=0, microsecond=0)
     return tick if tick <= now else tick - timedelta(days=1)
+
+
+def process_mark(pid: int | str) -> str:
+    """`pid.start` of a process, in the kernel's ticks since boot; just `pid` where there is none. A number alone is soon another process's:
+    in a restarted container the next night has the pid of the dead one.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return str(pid)
+    return f"{pid}.{fields[STAT_START]}" if fields[0] != "Z" else str(pid)
 
 
 class Session:
@@ -66,7 +80,7 @@ class Session:
             rows = [dg.TableRecord({"partition": "|".join(unit), "error": error}) for unit, error in partitions.failures.items()]
             raise dg.Failure(
                 f"{len(rows)} of {len(units_of(context))} partitions failed; the others are done. Repeat these: huracan nightly --resume",
-                metadata={"failed": dg.MetadataValue.table(rows)},
+                metadata={"failed": dg.MetadataValue.table(rows), "repeat on these pages": REPEAT},
                 allow_retries=False,
             )
 
@@ -77,7 +91,9 @@ def _show(partitions: PartitionLog, keys: Sequence[dg.AssetKey], event: StageEve
         if event.error is not None:
             partitions.failed(event.unit, event.error, key)
         else:
-            partitions.done(event.unit, key, **{name: _metadata(value) for name, value in event.detail.items() if value is not None})
+            others = {other.path[-1] for other in keys if other != key}  # models/TREND does not show what became of RANGE
+            shown = {name: value for name, value in event.detail.items() if value is not None and name not in others}
+            partitions.done(event.unit, key, **{name: _metadata(value) for name, value in shown.items()})
 
 
 def _metadata(value: object) -> object:
@@ -97,8 +113,10 @@ def session_resource(settings: Settings, listener: Listener | None = None, *, wa
     def open_session(context: dg.InitResourceContext) -> Iterator[Session]:
         tags = context.run.tags if context.run else {}
         if context.run is not None and context.instance is not None:
-            context.instance.add_run_tags(context.run.run_id, {PID_TAG: str(os.getpid())})
+            context.instance.add_run_tags(context.run.run_id, {PID_TAG: process_mark(os.getpid())})
         with open_run(settings, tags.get(AS_OF_TAG), resume=RESUME_TAG in tags, wait=wait_for_lock) as run:
+            if context.run is not None and context.instance is not None:
+                context.instance.add_run_tags(context.run.run_id, {AS_OF_TAG: run.as_of.isoformat()})
             yield Session(run, listener)
 
     return dg.ResourceDefinition(resource_fn=dg.resource(open_session).resource_fn)

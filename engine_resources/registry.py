@@ -39,6 +39,10 @@ MODEL_CODE = Path(__file__).with_name("bundle_model.py")
 TEMPLATE_FILES = (MODEL_CODE.name, "requirements.txt", "python_env.yaml", "conda.yaml")
 REQUIREMENTS = ("huracan", "mlflow", "lightgbm", "numpy", "pandas")
 PAGE = 1000
+ABOUT = (
+    "One version per night: the bundle of this coin's segment models (timeframe × regime), with calibrations, costs and policy. "
+    "`challenger` is the newest version, `champion` the one that trades. The champion table decides; this page follows it."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,7 @@ class Registry:
     def __init__(self, tracking_uri: str, artifact_root: str, *, experiment: str = "huracan") -> None:
         uri = tracking_uri if tracking_uri.startswith(("http://", "https://")) else _prepare_database(tracking_uri)
         self._mlflow = load_mlflow()
-        self._mlflow.set_tracking_uri(uri)  # a version's source `models:/m-…` is looked up there, whatever the client's own URI
+        self._uri = uri
         self._client = self._mlflow.MlflowClient(uri, uri)
         self._experiment = self._find_experiment(experiment, artifact_root)
         self._named: set[str] = set()
@@ -95,6 +99,7 @@ class Registry:
         """
         check_symbol(bundle.symbol)
         verify(bundle.files, bundle.sha256)
+        self._mlflow.set_tracking_uri(self._uri)  # a version's source `models:/m-…` is looked up there, whatever the client's own URI
         known = self._find(bundle.symbol, bundle.sha256)
         if known is not None:
             if str(known.version) == self._newest(bundle.symbol):
@@ -162,7 +167,8 @@ class Registry:
         """Write run, metrics, model and artifacts; return run id and model id. Readers of the registry see none of it yet."""
         entities = self._mlflow.entities
         now_ms = time.time_ns() // 1_000_000
-        run = self._client.create_run(self._experiment, now_ms, dict(tags), f"{bundle.symbol} {bundle.run_id}").info
+        noted = {**tags, "mlflow.note.content": bundle.description}  # what the run's page shows as its description
+        run = self._client.create_run(self._experiment, now_ms, noted, f"{bundle.symbol} {bundle.run_id}").info
         model = self._client.create_logged_model(self._experiment, bundle.symbol, run.run_id, {SHA_TAG: bundle.sha256})
         run_id, model_id = str(run.run_id), str(model.model_id)
         self._client.log_batch(
@@ -240,7 +246,7 @@ class Registry:
         if symbol in self._named:
             return
         try:
-            self._client.create_registered_model(symbol)
+            self._client.create_registered_model(symbol, description=ABOUT)
         except self._mlflow.MlflowException as refusal:
             if refusal.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

@@ -252,9 +252,12 @@ class Bundle:
         return self.score(timeframe, x, np.full(len(x), REGIME_CODES.index(regime), dtype=np.int8))
 
 
-def read_bundle(store: ObjectStore, pointer: ChampionPointer) -> Bundle:
-    """Fetch, verify, parse and replay the bundle a pointer names. Raises BadBundle saying which file must not be used and why."""
-    bundle = open_bundle(pointer.bucket_path, fetch(store, pointer.bucket_path, pointer.sha256, pointer.size))
+def read_bundle(store: ObjectStore, pointer: ChampionPointer, *, parity: bool = True) -> Bundle:
+    """Fetch, verify, parse and replay the bundle a pointer names. Raises BadBundle saying which file must not be used and why.
+
+    `parity=False` leaves out the golden tails: for the engine, which wrote them on this machine.
+    """
+    bundle = open_bundle(pointer.bucket_path, fetch(store, pointer.bucket_path, pointer.sha256, pointer.size), parity=parity)
     promised = {segment: entry.model_id for segment, entry in pointer.segments.items()}
     held = {segment: entry.model_id for segment, entry in bundle.card.segments.items()}
     if (bundle.card.symbol, bundle.card.model_id, held) != (pointer.symbol, pointer.model_id, promised):
@@ -262,7 +265,7 @@ def read_bundle(store: ObjectStore, pointer: ChampionPointer) -> Bundle:
     return bundle
 
 
-def open_bundle(path: str, files: Mapping[str, bytes]) -> Bundle:
+def open_bundle(path: str, files: Mapping[str, bytes], *, parity: bool = True) -> Bundle:
     """Parse files that `fetch` or `verify` passed, and replay their golden tails. Raises BadBundle."""
 
     def parse(model: type[RecordT], name: str) -> RecordT:
@@ -294,13 +297,19 @@ def open_bundle(path: str, files: Mapping[str, bytes]) -> Bundle:
             raise BadBundle(
                 f"bundle {path} is refused: {segment}/{MODEL} takes {model.num_feature()} features, {FEATURES} names another number"
             )
-    for timeframe in sorted(_timeframes(named)):
+    if parity:
+        _check_parity(bundle, files)
+    return bundle
+
+
+def _check_parity(bundle: Bundle, files: Mapping[str, bytes]) -> None:
+    """Replay every golden tail on this machine."""
+    for timeframe in sorted(_timeframes(bundle.models)):
         name = _golden_name(timeframe)
         if name not in files:
-            raise BadBundle(f"bundle {path} is refused: {name} is missing, so parity cannot be shown")
+            raise BadBundle(f"bundle {bundle.path} is refused: {name} is missing, so parity cannot be shown")
         if differs := replay(files[name], timeframe, bundle.features, bundle.regimes, bundle.score):
             raise BadBundle(
-                f"bundle {path} is refused: {name}: this machine computes another {differs} than the engine that wrote it; "
+                f"bundle {bundle.path} is refused: {name}: this machine computes another {differs} than the engine that wrote it; "
                 f"install the versions that the bundle's {CONFIG} names"
             )
-    return bundle

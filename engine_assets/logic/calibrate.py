@@ -12,13 +12,14 @@ def fit_calibration(score: FloatArray, gross_bps: FloatArray, weight: FloatArray
     """Fit both tables on resolved out-of-fold rows (n,); `weight` is label uniqueness.
 
     Scores are cut into quantile bins (equal scores share one), bin means are shrunk towards no edge (0 bps, P = 1/2) by
-    `shrinkage_rows` pseudo-observations, then made monotone by pool-adjacent-violators. None below `min_effective_rows`.
+    `shrinkage_rows` pseudo-observations, then made monotone by pool-adjacent-violators. None below `min_effective_rows`
+    and where the scores fill one bin only: they rank nothing.
     """
     known = np.isfinite(score) & np.isfinite(gross_bps) & (weight > 0)
     score, gross_bps, weight = score[known], gross_bps[known], weight[known]
-    if weight.sum() < parameters.min_effective_rows or np.ptp(score) == 0:
-        return None
     bins = _quantile_bins(score, parameters.knots)
+    if weight.sum() < parameters.min_effective_rows or bins.max() == 0:
+        return None
     total = np.bincount(bins, weight).astype(np.float64)
     shrink = total / (total + parameters.shrinkage_rows / len(total))
 

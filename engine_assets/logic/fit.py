@@ -1,6 +1,6 @@
 """Fit LightGBM for one coin × timeframe: rows are read and binned once, the four regimes share the bins."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import lightgbm as lgb
@@ -115,9 +115,17 @@ def boost(data: lgb.Dataset, parameters: Mapping[str, object], model: ModelParam
     return booster
 
 
-def final_models(frame: TrainingFrame, recipe: Recipe, timeframe: str, as_of_ms: int, device: str = "cpu") -> dict[Regime, str]:
+def final_models(
+    frame: TrainingFrame,
+    recipe: Recipe,
+    timeframe: str,
+    as_of_ms: int,
+    device: str = "cpu",
+    *,
+    regimes: Sequence[Regime] = TRAINED_REGIMES,
+) -> dict[Regime, str]:
     """Fit the models that will trade: the last `train_days` before `as_of_ms`, labels resolved by then. Returns LightGBM text."""
     since = as_of_ms - recipe.folds[timeframe].train_days * 86_400_000
     rows = np.flatnonzero(frame.usable & (frame.close_ms > since) & (frame.label_end_ms <= as_of_ms))
-    models = fit_regimes(frame, rows, list(TRAINED_REGIMES), recipe, device)
+    models = fit_regimes(frame, rows, list(regimes), recipe, device)
     return {regime: model.model_to_string() for regime, model in models.items()}

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime
 from functools import cache
@@ -41,8 +42,9 @@ def reach(days: DayHashes, start: date, warmup_bars: int, timeframe: str) -> dat
     others may be missing (one missing base bar costs a derived day).
     """
     wanted = math.ceil(1.25 * warmup_bars * timeframe_minutes(timeframe) / 1440) + 2
-    earlier = sorted(day for day in days if day < f"{start:%Y%m%d}")
-    return date.fromisoformat(earlier[-wanted:][0]) if earlier else start
+    ordered = sorted(days)
+    before = bisect_left(ordered, f"{start:%Y%m%d}")
+    return date.fromisoformat(ordered[max(0, before - wanted)]) if before else start
 
 
 def feature_chunks(days: DayHashes, recipe: Recipe, timeframe: str) -> list[YearChunk]:
@@ -88,8 +90,9 @@ def pending(wanted: Iterable[str], done: Iterable[str]) -> list[str]:
 
 
 def _between(days: DayHashes, first: date, until: date) -> dict[str, str]:
-    low, high = f"{first:%Y%m%d}", f"{until:%Y%m%d}"
-    return {day: digest for day, digest in days.items() if low <= day < high}
+    ordered = sorted(days)
+    chosen = slice(bisect_left(ordered, f"{first:%Y%m%d}"), bisect_left(ordered, f"{until:%Y%m%d}"))
+    return {day: days[day] for day in ordered[chosen]}
 
 
 def _utc(ms: int) -> datetime:

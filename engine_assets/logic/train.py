@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from engine_assets.logic.calibrate import fit_calibration, prequential
+from engine_assets.logic.costing import cost_snapshot
 from engine_assets.logic.evaluate import Book, baselines, trade_segment
 from engine_assets.logic.fit import REGIME_CODE, TrainingFrame, final_models, fit_window, training_frame
 from engine_assets.logic.plan import DAY_MS, fold_key
@@ -36,6 +37,7 @@ from hamilton_client.core.recipe import Recipe
 from hamilton_client.core.regimes import codes
 from hamilton_client.core.signals import Learned
 
+ASSUMED_SPREAD_BPS = 5.0
 FoldCache = MutableMapping[str, pl.DataFrame]
 PooledScore = Callable[[TrainingFrame], FloatArray]
 
@@ -95,8 +97,8 @@ def train_coin(
     candles: pl.DataFrame,
     recipe: Recipe,
     *,
-    policy: Policy,
-    costs: CostSnapshot,
+    policy: Policy | None = None,
+    costs: CostSnapshot | None = None,
     as_of: datetime | None = None,
     preset: RiskPresetName = RiskPresetName.BALANCED,
     min_windows: int = 5,
@@ -104,13 +106,16 @@ def train_coin(
 ) -> dict[str, UnitResult]:
     """Do for one coin's base candles what the night does for its partitions; returns one UnitResult per timeframe of the recipe.
 
-    `candles` are clean base bars (see `bars.check_candles`), `as_of` defaults to the end of the last one. Pass a dict as `folds` to
-    keep out-of-fold scores between calls: a window that was fitted once is never fitted again.
+    `candles` are clean base bars (see `bars.check_candles`), `as_of` defaults to the end of the last one. `policy` defaults to that of
+    `config/policy.yaml`, `costs` to its fees and a spread of `ASSUMED_SPREAD_BPS`. Pass a dict as `folds` to keep out-of-fold scores
+    between calls: a window that was fitted once is never fitted again.
     """
+    policy = policy or Policy()
     base_timeframe = policy.base_timeframe
     end = candles["ts"][-1] + timedelta(minutes=timeframe_minutes(base_timeframe))
     as_of = as_of or end
     base = closed(candles, base_timeframe, as_of)
+    costs = costs or cost_snapshot(symbol, base, policy, as_of, ASSUMED_SPREAD_BPS, "assumed", f"{as_of:%Y-%m-%d}")
     days = day_hashes(base)
     cache: FoldCache = {} if folds is None else folds
     rules = Rules(recipe, policy, preset, min_windows)
@@ -159,9 +164,11 @@ def train_unit(
         cache[key] = fit_window(frame, fold, recipe, rules.device)
     oof = _out_of_fold(frame, folds, [cache[key] for key in keys], recipe)
     book = _book(series, rules, costs)
-    models = final_models(frame, recipe, timeframe, _ms(as_of), rules.device)
     pooled_oof = None if pooled is None else _pooled_out_of_fold(frame, oof, pooled, recipe)
-    segments = {regime: _score_segment(book, timeframe, rules, oof, regime, models.get(regime), pooled_oof) for regime in TRAINED_REGIMES}
+    scored = {regime: _score_segment(book, timeframe, rules, oof, regime, pooled_oof) for regime in TRAINED_REGIMES}
+    wanted = [regime for regime, segment in scored.items() if segment.calibration]  # a model without tables has no say
+    models = final_models(frame, recipe, timeframe, _ms(as_of), rules.device, regimes=wanted)
+    segments = {regime: _with_model(segment, models.get(regime)) for regime, segment in scored.items()}
     return UnitResult(series.symbol, timeframe, segments, oof, len(folds), len(missing), len(folds) - len(missing))
 
 
@@ -191,7 +198,7 @@ def _pooled_out_of_fold(frame: TrainingFrame, oof: pl.DataFrame, pooled: PooledS
 
 
 def _score_segment(
-    book: Book, timeframe: str, rules: Rules, oof: pl.DataFrame, regime: Regime, model: str | None, pooled: pl.DataFrame | None
+    book: Book, timeframe: str, rules: Rules, oof: pl.DataFrame, regime: Regime, pooled: pl.DataFrame | None
 ) -> SegmentResult:
     """Evidence counts the rows, windows and days on which the segment could trade, not those its first tables were fitted on."""
     recipe = rules.recipe
@@ -217,7 +224,12 @@ def _score_segment(
         window=(_day(days[0]), _day(days[1])),
         baselines=baselines(book, result, rows, horizon, days, beside),
     )
-    return SegmentResult(metrics, daily, table, model, "" if model else "the last train window is too small for a model")
+    return SegmentResult(metrics, daily, table, None)
+
+
+def _with_model(segment: SegmentResult, model: str | None) -> SegmentResult:
+    note = "the last train window is too small for a model" if segment.calibration and not model else segment.note
+    return replace(segment, model=model, note=note)
 
 
 def _judged_days(book: Book, judged: pl.DataFrame, oof: pl.DataFrame, test_days: int, horizon_base_bars: int) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from engine_assets.work.night import Night
+from engine_assets.work.night import STAGES, Night
 from engine_assets.work.run import NightRun
 from engine_assets.work.train import UnitPart, costs_of, read_part
 from engine_resources.records import Unit, environment, read_ledger, utc_now
@@ -36,7 +36,7 @@ def write_manifest(run: NightRun, dagster_run_id: str) -> RunManifest:
         versions=around.versions,
         seeds={"lightgbm": night.recipe.model.seed},
         market=night.policy.market,
-        failures=tuple(_failure(line) for line in lines if not line.ok),
+        failures=tuple(_failure(line) for line in _first_failures(lines)),
     )
     night.store.put(layout.manifest(night.run_id), manifest.to_bytes())
     night.store.put(layout.daily_summary(night.as_of.date()), canonical_json(_summary(manifest, run, parts)))
@@ -68,6 +68,14 @@ def _inputs(symbol: str, night: Night) -> dict[str, str]:
 def _config(night: Night, dagster_run_id: str) -> dict[str, Any]:
     secret = {"database_url", "mlflow_url", "home", "ray_address"}
     return night.settings.model_dump(mode="json", exclude=secret) | {"dagster_run_id": dagster_run_id}
+
+
+def _first_failures(lines: list[LedgerLine]) -> list[LedgerLine]:
+    """One line per failed unit: that of the stage where it failed, not of those that could only follow."""
+    order = {stage: place for place, stage in enumerate(STAGES)}
+    failed = sorted((line for line in lines if not line.ok), key=lambda line: -order.get(line.stage, -1))
+    first = {(line.symbol, line.timeframe): line for line in failed}
+    return [first[unit] for unit in sorted(first)]
 
 
 def _failure(line: LedgerLine) -> FailureReport:

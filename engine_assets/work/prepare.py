@@ -134,15 +134,14 @@ def read_series(unit: Unit, night: Night) -> Series:
 
 def folds_unit(unit: Unit, night: Night) -> Detail:
     """Plan the purged walk-forward windows of a series and say which are fitted already."""
-    series = read_series(unit, night)
-    frame = training_frame(series.candles, series.features, series.regime, night.recipe, unit.timeframe)
+    frame = training_frame(read_candles(unit, night), read_features(unit, night), read_regimes(unit, night), night.recipe, unit.timeframe)
     try:
         minimum = night.settings.validation.walk_forward.min_windows
         folds = plan_folds(frame, night.recipe, unit.timeframe, night.as_of, minimum)
     except TooFewWindows as error:
         return {"windows": 0, "note": str(error)}
-    done = StoredFolds(night.store, *unit)
-    keys = [fold_key(fold, series.base_days, night.recipe, unit.timeframe, "cpu") for fold in folds]
+    done, days = StoredFolds(night.store, *unit), night.days(unit.symbol)
+    keys = [fold_key(fold, days, night.recipe, unit.timeframe, "cpu") for fold in folds]
     return {
         "windows": len(folds),
         "fitted_already": sum(key in done for key in keys),

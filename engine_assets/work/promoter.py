@@ -9,7 +9,7 @@ from engine_resources.library import Library
 from engine_resources.records import environment
 from engine_resources.registry import BundleVersion, Registry
 from engine_resources.tables import ChampionRow, ModelRow
-from hamilton_client.bundle import PackedBundle, fetch
+from hamilton_client.bundle import MODEL, PackedBundle, fetch
 from hamilton_client.core import layout
 from hamilton_client.core.contracts import ChampionIndex, HuracanError, Regime, SegmentMetrics, content_hash
 from hamilton_client.pointer import read_pointer, write_index, write_pointer
@@ -74,12 +74,8 @@ class Promoter:
         """Write the next generation, unless the table holds exactly this bundle or that of a later night already."""
         for _ in range(ATTEMPTS):
             current = self.library.champion(plan.symbol)
-            if current is not None and current.sha256 == bundles.champion.sha256 and current.bundle == bundles.champion_path:
+            if current is not None and (current.as_of > self.night.as_of or _is(current, bundles)):
                 return current
-            if current is not None and current.as_of > self.night.as_of:
-                raise HuracanError(
-                    f"{plan.symbol}: the champion is of {current.as_of:%Y-%m-%d %H:%M}, later than this night; an old night never promotes"
-                )
             generation = current.generation if current else 0
             row = ChampionRow(
                 symbol=plan.symbol,
@@ -123,8 +119,13 @@ class Promoter:
             params={name: str(value) for name, value in self.night.recipe.model.model_dump().items()},
             tags=tags,
             plots={"coin.svg": bundles.page} if bundles.page else {},
-            description=self.night.policy.market.proxy_note + (" — SYNTHETIC coin" if self.night.source.is_synthetic(plan.symbol) else ""),
+            description=self._description(plan.symbol, packed),
         )
+
+    def _description(self, symbol: str, packed: PackedBundle) -> str:
+        models = ", ".join(sorted(name.removesuffix(f"/{MODEL}") for name in packed.files if name.endswith(f"/{MODEL}")))
+        synthetic = " — SYNTHETIC coin, never traded" if self.night.source.is_synthetic(symbol) else ""
+        return f"models: {models}. {self.night.policy.market.proxy_note}{synthetic}"
 
     def _tags(self, plan: CoinPlan, bundles: CoinBundles) -> dict[str, str]:
         return {
@@ -190,6 +191,10 @@ def _repair(symbol: str, night: Night, library: Library, registry: Registry) -> 
     if any(entry.model_id for entry in row.segments.values()) and registry.project(symbol, row.sha256):
         repaired.append(f"{symbol}: MLflow alias champion moved")
     return repaired
+
+
+def _is(row: ChampionRow, bundles: CoinBundles) -> bool:
+    return (row.sha256, row.bundle) == (bundles.champion.sha256, bundles.champion_path)
 
 
 def _headlines(metrics: dict[str, SegmentMetrics]) -> dict[str, float | None]:

@@ -1,6 +1,6 @@
 """One night, stage by stage: hand units to the pool, write the ledger as they finish, publish champions, keep the run's records."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -17,6 +17,7 @@ from engine_resources.pool import Outcome, Pool
 from engine_resources.records import Failure, Heart, NightRecords, Unit, failure_of, read_ledger, utc_now
 from engine_resources.registry import Registry
 from hamilton_client.candles import LakeCard
+from hamilton_client.core.contracts import LedgerLine
 from hamilton_client.core.layout import timeframe_minutes
 
 UNIT_WORK: dict[str, Callable[..., Detail]] = {
@@ -29,6 +30,7 @@ UNIT_WORK: dict[str, Callable[..., Detail]] = {
 }
 RESUMABLE = ("raw", "features", "regimes", "folds", "models", "shadow")
 HYBRID_BATCH = 8
+UPSTREAM = "UpstreamMissing"  # failure type of a unit that was not tried, because what it needs is not there
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class NightRun:
         self.heart.update(name)
         ready, blocked = self._split(name, units)
         for unit, reason in blocked.items():
-            yield self._note(name, unit, Failure("UpstreamMissing", reason), {})
+            yield self._note(name, unit, Failure(UPSTREAM, reason), {})
         done = self._done(name, ready) if self.resume and name in RESUMABLE else {}
         todo = [unit for unit in ready if unit not in done]
         for unit, detail in done.items():
@@ -78,7 +80,7 @@ class NightRun:
                     f"stage {upstream} has not run for {unit.symbol}|{unit.timeframe} in {self.night.run_id}: materialize it first"
                 )
             elif not line.ok:
-                blocked[unit] = f"stage {upstream} failed: {line.error}"
+                blocked[unit] = _root_cause(line)
         return [unit for unit in units if unit not in blocked], blocked
 
     def _claim_lake(self) -> None:
@@ -96,11 +98,17 @@ class NightRun:
         if name == "champions":
             yield from self._champions(units)
             return
-        if name == "models":
-            self._pooled(units)
+        if name == "models" and units:
+            self._pooled({unit.timeframe for unit in units})
+        lost: dict[str, str] = {}
         for group in self._groups(name, units):
-            rows = max(self._train_rows(unit.timeframe) for unit in group) if name == "models" and group else 0
-            for outcome in self.pool.imap(UNIT_WORK[name], group, self.night, batch=1 if name == "models" else HYBRID_BATCH, rows=rows):
+            for unit in (each for each in group if each.symbol in lost):
+                yield unit, Failure(UPSTREAM, lost[unit.symbol]), {}
+            ready = [unit for unit in group if unit.symbol not in lost]
+            rows = max(self._train_rows(unit.timeframe) for unit in ready) if name == "models" and ready else 0
+            for outcome in self.pool.imap(UNIT_WORK[name], ready, self.night, batch=1 if name == "models" else HYBRID_BATCH, rows=rows):
+                if outcome.failure:
+                    lost[outcome.unit.symbol] = f"{outcome.unit.timeframe} failed: {outcome.failure.message}"
                 yield outcome.unit, outcome.failure, (outcome.value or {}) | {"seconds": round(outcome.seconds, 3)}
 
     def _groups(self, name: str, units: Sequence[Unit]) -> list[list[Unit]]:
@@ -112,14 +120,17 @@ class NightRun:
         """Rows of one fit: what decides whether it is worth a share of a GPU."""
         return self.night.recipe.folds[timeframe].train_days * 1440 // timeframe_minutes(timeframe)
 
-    def _pooled(self, units: Sequence[Unit]) -> None:
-        """Fit the pooled baseline before the coins are scored beside it; without it they are scored all the same."""
-        real = sorted({unit.symbol for unit in units if not self.night.source.is_synthetic(unit.symbol)})
+    def _pooled(self, timeframes: Set[str]) -> None:
+        """Fit the pooled baseline before the coins are scored beside it; without it they are scored all the same.
+
+        Over all real coins of this night, not those asked for now: a resumed night compares with what the whole one would have.
+        """
+        folded = {line.symbol for line in read_ledger(self.night.store, self.night.run_id, "folds") if line.ok}
+        real = sorted(symbol for symbol in folded if not self.night.source.is_synthetic(symbol))
         if len(real) < 2:
             return
-        timeframes = sorted({unit.timeframe for unit in units})
-        limit = self.night.settings.validation.pooled_max_rows
-        for outcome in self.pool.imap(pooled_unit, [Unit(POOLED, timeframe) for timeframe in timeframes], self.night, real, rows=limit):
+        units = [Unit(POOLED, timeframe) for timeframe in sorted(timeframes)]
+        for outcome in self.pool.imap(pooled_unit, units, self.night, real, rows=self.night.settings.validation.pooled_max_rows):
             self._note("pooled", outcome.unit, outcome.failure, outcome.value or {})
 
     def _champions(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Failure | None, Detail]]:
@@ -150,7 +161,7 @@ class NightRun:
     def _note(self, name: str, unit: Unit, failure: Failure | None, detail: Detail) -> StageEvent:
         error = f"{failure.exception_type}: {failure.message}" if failure else None
         self.records.ledger(name, unit, failure is None, error, detail)
-        if failure is not None and failure.exception_type != "UpstreamMissing":
+        if failure is not None and failure.exception_type != UPSTREAM:
             self.records.failure(f"{name}.{unit.timeframe}", unit.symbol, failure)
         return StageEvent(unit, error, detail)
 
@@ -158,3 +169,9 @@ class NightRun:
     def as_of(self) -> datetime:
         """The instant this night stands for."""
         return self.night.as_of
+
+
+def _root_cause(line: LedgerLine) -> str:
+    """Why the stage of a failed line failed, told once however many stages lie between."""
+    kind, _, reason = (line.error or "").partition(": ")
+    return reason if kind == UPSTREAM else f"stage {line.stage} failed: {line.error}"

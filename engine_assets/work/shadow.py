@@ -73,7 +73,7 @@ def _score_day(unit: Unit, night: Night, published: list[ChampionPointer], day: 
     base = closed(night.candles.read(unit.symbol, night.base, since=replay_from - warmup, until=until), night.base, until)
     candles = base if unit.timeframe == night.base else derive(base, night.base, unit.timeframe, as_of=until)
     used = [pointer for pointer in published[:-1] if pointer.promoted_at >= replay_from] + published[-1:]
-    bundles = [read_bundle(night.store, pointer) for pointer in used]
+    bundles = [read_bundle(night.store, pointer, parity=False) for pointer in used]
     said = _spoken(unit.timeframe, candles, used, bundles)
     book = _book(unit.symbol, base, bundles[-1], night, replay_from)
     number = (day - date(1970, 1, 1)).days
