@@ -1,9 +1,11 @@
 """How the command line shows a night: progress, tables, JSON."""
 
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -19,9 +21,9 @@ from engine_resources.library import Library
 from hamilton_client.core.contracts import utc_iso
 
 LOOK = """look at it:
-  huracan ui                            Dagster on port 3000, MLflow on port 5000
-  huracan status                        every segment and its state
-  hamilton once SYNTHETICUSDT BTCUSDT   one decision per coin, with every vote"""
+  {bin}huracan ui                            Dagster on port 3000, MLflow on port 5000
+  {bin}huracan status                        every segment and its state
+  {bin}hamilton once SYNTHETICUSDT BTCUSDT   one decision per coin, with every vote"""
 BASELINES = (("buy_and_hold_sharpe", 2), ("random_percentile", 2), ("pooled_net_bps", 1))
 LEFT = ("coin", "best segment", "verdict")
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
@@ -99,7 +101,15 @@ def print_night(night: Night, library: Library, results: list[NightResult], ever
     out.print(f"last night: {used['windows_fitted']} windows fitted, {used['windows_reused']} reused")
     out.print(f"            {used['chunks_computed']} feature and regime chunks computed, {used['chunks_reused']} reused")
     out.print(f"            {used['shadow_days']} shadow days added")
-    out.print(LOOK)
+    out.print(LOOK.format(bin=_bin()))
+
+
+def _bin() -> str:
+    """What to put before our commands so that the line can be pasted."""
+    if shutil.which("huracan"):
+        return ""
+    folder = Path(sys.argv[0]).absolute().parent
+    return f"{folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder}/"
 
 
 def print_segments(rows: Sequence[report.SegmentRow]) -> None:
