@@ -40,8 +40,8 @@ TEMPLATE_FILES = (MODEL_CODE.name, "requirements.txt", "python_env.yaml", "conda
 REQUIREMENTS = ("huracan", "mlflow", "lightgbm", "numpy", "pandas")
 PAGE = 1000
 ABOUT = (
-    "One version per night: the bundle of this coin's segment models (timeframe × regime), with calibrations, costs and policy. "
-    "`challenger` is the newest version, `champion` the one that trades. The champion table decides; this page follows it."
+    "Versions are bundles of this coin's segment models (timeframe × regime), with calibrations, costs and policy: every night's, and "
+    "every champion. `challenger` is the newest, `champion` the one in force. The champion table decides; this page follows it."
 )
 
 

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from hamilton_client.configfile import load_config, section_of
 from hamilton_client.core.contracts import Frozen, HuracanError, Market, RiskPresetName
+from hamilton_client.core.engines import ENGINES
 from hamilton_client.core.features import FeatureRecipe
 from hamilton_client.core.layout import timeframe_minutes
 from hamilton_client.core.policy import (
@@ -25,6 +26,7 @@ from hamilton_client.core.regimes import RegimeRecipe
 from hamilton_client.settings import HamiltonSettings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+LEARNED_TIMEFRAMES = tuple(engine.timeframe for engine in ENGINES.values() if engine.timeframe)
 PositiveInt = Annotated[int, Field(gt=0)]
 
 
@@ -190,6 +192,8 @@ class Settings(Frozen):
             ):
                 if timeframe not in table:
                     raise ValueError(f"{name}: lacks the trained timeframe {timeframe}")
+            if timeframe not in LEARNED_TIMEFRAMES:
+                raise ValueError(f"timeframes.train: no learned engine votes for {timeframe}; there are {', '.join(LEARNED_TIMEFRAMES)}")
         recipes = self.recipes
         for role, names in (("champion", (recipes.champion,)), ("challengers", recipes.challengers)):
             for name in names:

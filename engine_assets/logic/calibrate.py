@@ -48,7 +48,7 @@ def _monotone(knots: FloatArray, values: FloatArray, weight: FloatArray) -> Cali
 
 
 def prequential(oof: pl.DataFrame, parameters: CalibrationParameters) -> tuple[FloatArray, FloatArray]:
-    """Calibrate every out-of-fold row with tables fitted on earlier windows whose labels were known before its window began.
+    """Calibrate every out-of-fold row with tables fitted on the rows of its regime whose labels were known when its window began.
 
     `oof` has window, window_start_ms, regime, score, gross_bps, label_end_ms, uniqueness, ordered by window. Returns
     (edge_bps, probability), each (n,), NaN where no table could be fitted yet: those rows do not trade.
@@ -62,7 +62,7 @@ def prequential(oof: pl.DataFrame, parameters: CalibrationParameters) -> tuple[F
         inside = np.flatnonzero(regime == code)
         for number in np.unique(window[inside]):
             rows: IntArray = inside[window[inside] == number]
-            past = inside[(window[inside] < number) & (columns["label_end_ms"][inside] <= columns["window_start_ms"][rows[0]])]
+            past = inside[columns["label_end_ms"][inside] <= columns["window_start_ms"][rows[0]]]
             table = fit_calibration(columns["score"][past], columns["gross_bps"][past], columns["uniqueness"][past], parameters)
             if table is not None:
                 edge[rows] = table.edge_bps(columns["score"][rows])

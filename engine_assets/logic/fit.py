@@ -58,9 +58,7 @@ def training_frame(candles: pl.DataFrame, features: pl.DataFrame, regimes: SignA
     weight = np.zeros(len(gross))
     weight[known] = uniqueness(close_ms[known], label_end[known])
     x = np.array(features.select(recipe.features.names).cast(pl.Float64).fill_null(np.nan).to_numpy(), order="C")
-    x[: recipe.features.warmup_bars - 1] = (
-        np.nan
-    )  # the hour of day is known at once: it must not start a series before its windows are full
+    x[: recipe.features.warmup_bars - 1] = np.nan  # the hour is known at once; it must not start a series before its windows are full
     return TrainingFrame(open_ms, close_ms, x, regimes, gross, label_end, weight)
 
 

@@ -111,9 +111,10 @@ def replay(prices: Prices, orders: Orders, *, funding_bps_per_8h: float, admit: 
     """Trade `orders` (n,) on `prices` (n,).
 
     A decision at the close of bar i enters at the open of bar i+1 if that bar follows at once. The position ends at the close of its
-    last horizon bar (`horizon`; if that bar is missing, at the open of the next one: `gap`), at the stop (or at the open of a bar
-    that gaps through it), or at the open after an opposite decision, whichever is first. Longs pay positive funding pro rata of the
-    time held; a stop is timed at the end of its bar. A position open at the end of the data is marked, not closed (`open`).
+    last horizon bar (`horizon`; if that bar is missing, at the open of the next one: `gap`), at the stop, or at the open after an
+    opposite decision, whichever is first. A stop slips: it fills halfway between its price and the bar's extreme, or at the open of a
+    bar that gaps through it. Longs pay positive funding pro rata of the time held; a stop is timed at the end of its bar. A position
+    open at the end of the data is marked, not closed (`open`).
     """
     gross, cost = np.zeros(len(prices.open_ms)), np.zeros(len(prices.open_ms))
     opposite = {side: np.flatnonzero(orders.action == -side) for side in (1, -1)}
@@ -156,7 +157,8 @@ def _exit(prices: Prices, orders: Orders, row: int, side: int, against: IntArray
     if hit.any():
         last = row + 1 + int(hit.argmax())
         gapped = side * (prices.open[last] - stop) < 0
-        return last, float(prices.open[last] if gapped else stop), "stop"
+        extreme = prices.low[last] if side > 0 else prices.high[last]
+        return last, float(prices.open[last] if gapped else (stop + extreme) / 2), "stop"
     return last, float(prices.open[last] if reason in AT_OPEN else prices.close[last]), reason
 
 

@@ -207,7 +207,7 @@ class CalibrationTable(Frozen):
 
     def __call__(self, score: FloatArray) -> FloatArray:
         """Interpolate `score` (any shape); NaN stays NaN."""
-        return np.interp(score, self.scores, self.values)
+        return np.where(np.isnan(score), np.nan, np.interp(score, self.scores, self.values))
 
 
 class Calibration(Record):

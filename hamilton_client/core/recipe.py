@@ -44,9 +44,9 @@ class ModelParameters(Frozen):
 class CalibrationParameters(Frozen):
     """Knot tables fitted on earlier out-of-fold scores: at most `knots` knots, none before `min_effective_rows`."""
 
-    knots: PositiveInt = 12
+    knots: PositiveInt = 6
     min_effective_rows: PositiveInt = 150
-    shrinkage_rows: PositiveInt = 100
+    shrinkage_rows: PositiveInt = 400
 
 
 class Recipe(Record):

@@ -120,7 +120,7 @@ def during_the_bar(account, i, opened, prices, orders):
     stop, worst = entry * (1 - side * orders.stop_bps[row] / 1e4), prices.low[i] if side > 0 else prices.high[i]
     if side * (worst - stop) <= 0:
         jumped_over = side * (prices.open[i] - stop) < 0
-        account.leave(i, prices.open[i] if jumped_over else stop, opened + HOUR_MS, "stop")
+        account.leave(i, prices.open[i] if jumped_over else (stop + worst) / 2, opened + HOUR_MS, "stop")
     elif opened == until(row, prices, orders):
         account.leave(i, prices.close[i], opened + HOUR_MS, "horizon")
     else:
@@ -241,8 +241,8 @@ def test_a_trade_earns_its_label(horizon, side):
         assert trade["exit_ms"].item() == labels["label_end_ms"][int(row)]
 
 
-@pytest.mark.parametrize(("low", "open_", "exit_"), [(98.9, 99.5, 99.0), (97.0, 98.0, 98.0), (99.0, 99.5, 99.0), (99.01, 99.5, 100.0)])
-def test_a_stop_fills_at_its_price_or_at_a_worse_open(low, open_, exit_):
+@pytest.mark.parametrize(("low", "open_", "exit_"), [(98.8, 99.5, 98.9), (97.0, 98.0, 98.0), (99.0, 99.5, 99.0), (99.01, 99.5, 100.0)])
+def test_a_stop_slips_towards_the_extreme_or_fills_at_a_worse_open(low, open_, exit_):
     o, lo, c = np.full(6, 100.0), np.full(6, 100.0), np.full(6, 100.0)
     o[3], lo[3] = open_, low
     result = replay(prices_of(o, o, lo, c), orders_of([0, 1, 0, 0, 0, 0], horizon=4, stop=100.0), funding_bps_per_8h=0, admit=Gate())

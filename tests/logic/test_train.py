@@ -9,6 +9,7 @@ import pytest
 
 from engine_assets.logic import train
 from engine_assets.logic.calibrate import fit_calibration
+from engine_assets.logic.fit import final_models
 from engine_assets.logic.promote import CHAMPION, Gates, first_champions, segments_frame
 from engine_assets.logic.replay import Replay
 from engine_assets.logic.train import learned, plan_folds, train_coin
@@ -223,6 +224,14 @@ def test_the_published_table_is_fitted_on_all_windows_and_the_tested_ones_on_ear
     assert result.segments[Regime.TREND].calibration == fit_calibration(*arrays, RECIPE.calibration)
     first = inside.filter(pl.col("window") == inside["window"].min())
     assert first["edge_bps"].is_nan().all()
+
+
+def test_the_published_models_are_fitted_up_to_as_of():
+    as_of = START + timedelta(days=118, hours=2)
+    result, frame = unit(as_of=as_of), frame_of(CANDLES.filter(pl.col("ts") + timedelta(hours=1) <= as_of), RECIPE)
+    expected = final_models(frame, RECIPE, "1h", int(as_of.timestamp() * 1000))
+    for regime, segment in result.segments.items():
+        assert segment.model == (expected[regime] if segment.calibration else None)  # a model without tables has no say
 
 
 def test_the_pooled_baseline_is_judged_on_the_same_bars(monkeypatch):
