@@ -86,7 +86,7 @@ def test_unclosed_bars_are_quarantined():
     assert checked.frame.height == 8
     assert found(candles(10), as_of=START + timedelta(hours=10))[1] == {}
     with pytest.raises(HuracanError, match="time zone"):
-        found(candles(3), as_of=datetime(2023, 1, 1))  # noqa: DTZ001  (the point of the test)
+        found(candles(3), as_of=datetime(2023, 1, 1))
 
 
 def test_identical_duplicates_are_dropped_and_conflicting_ones_quarantined():

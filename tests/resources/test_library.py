@@ -262,7 +262,7 @@ def test_instants_keep_their_meaning(library):
     assert stored == NIGHT
     assert stored.utcoffset() == timedelta(0)
     with pytest.raises(StatementError, match="naive instant"):
-        library.promote(champion(generation=2, promoted_at=datetime(2023, 7, 2)), 1, "", "refresh", {})  # noqa: DTZ001  (the fault)
+        library.promote(champion(generation=2, promoted_at=datetime(2023, 7, 2)), 1, "", "refresh", {})
 
 
 def _race(url, name, wins, barrier):
