@@ -244,19 +244,3 @@ def test_hash_moves_with_parameters_and_versions(monkeypatch):
 def test_unfit_recipes_are_refused_with_the_reason(features, message):
     with pytest.raises(ValidationError, match=message):
         FeatureRecipe(features=features)
-
-
-def test_time_grows_no_faster_than_rows():
-    from time import process_time
-
-    def seconds(rows):
-        candles = random_walk(2, rows)
-        best = math.inf
-        for _ in range(3):
-            start = process_time()
-            build(candles, BASE)
-            best = min(best, process_time() - start)
-        return best
-
-    seconds(100)
-    assert seconds(40_000) < 10 * seconds(10_000)

@@ -1,5 +1,3 @@
-from time import process_time
-
 import numpy as np
 import polars as pl
 import pytest
@@ -176,16 +174,3 @@ def test_refusals():
         classify(random_walk(1, 10), SHORT, "7h")
     recipe = RegimeRecipe(by_timeframe={"1h": HOURLY})
     assert RegimeRecipe.from_bytes(recipe.to_bytes()) == recipe
-
-
-def test_two_and_a_half_years_of_hours_take_60_ms():
-    candles = random_walk(2, 22_000)
-    classify(candles, HOURLY, "1h")
-    best = min(_seconds(candles) for _ in range(5))
-    assert best < 0.060 * 3  # cores are shared: three times the target that a quiet machine meets
-
-
-def _seconds(candles):
-    start = process_time()
-    classify(candles, HOURLY, "1h")
-    return process_time() - start

@@ -1,6 +1,5 @@
 """Every limit refuses by name, none traps a position, and no sequence of orders ends above a limit."""
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -236,11 +235,3 @@ def test_an_unknown_preset_names_those_there_are():
     policy = POLICY.model_copy(update={"risk_presets": {BALANCED: POLICY.risk_presets[BALANCED]}})
     with pytest.raises(HuracanError, match=r"'aggressive' is not in the policy; it has: balanced"):
         preset_of(policy, RiskPresetName.AGGRESSIVE)
-
-
-def test_a_risk_check_on_a_full_book_is_far_below_its_budget():
-    state = crowded(400)
-    start = time.perf_counter()
-    for _ in range(50):
-        ask(state)
-    assert (time.perf_counter() - start) / 50 < 0.010

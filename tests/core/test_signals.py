@@ -1,4 +1,3 @@
-import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -186,18 +185,3 @@ def test_no_model_at_all_leaves_the_rules_and_says_so(candles, batch):
 def test_the_base_regime_gates_and_each_model_has_its_own(candles, batch):
     np.testing.assert_array_equal(batch.bars.regime, codes(classify(candles, REGIMES.by_timeframe["1h"], "1h")))
     assert (batch.learned["4h"].regime[-2000:] != batch.bars.regime[-2000:]).any()
-
-
-def test_a_batch_is_cheap():
-    whole = pl.read_parquet(ROOT / "data/quickstart/candles/1h/BTCUSDT.parquet")
-    rows = (
-        pl.concat([whole, whole.with_columns(pl.col("ts").dt.offset_by("-60mo"))]).sort("ts").unique("ts", maintain_order=True).tail(20_000)
-    )
-    best = min(_seconds(rows) for _ in range(3))
-    assert best < 2.0, f"{best:.2f} s"  # about 0.3 s here; shared cores are not stable
-
-
-def _seconds(rows: pl.DataFrame) -> float:
-    start = time.process_time()
-    run(rows)
-    return time.process_time() - start

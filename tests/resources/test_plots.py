@@ -1,7 +1,6 @@
 """The coin page: numbers it is drawn from, and that every page is whole, legible XML that says what it must."""
 
 import re
-import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from xml.etree import ElementTree
@@ -61,12 +60,10 @@ def test_synthetic_data_is_stamped_and_a_proxy_only_where_there_is_one():
     assert "stand in" not in said
 
 
-def test_a_page_is_cheap_and_equal_byte_for_byte():
+def test_a_page_is_equal_byte_for_byte():
     three = [curves("1h"), curves("4h", seed=2), curves("1d", seed=3)]
     first = page(*three)
-    started = time.process_time()
     assert page(*three) == first
-    assert time.process_time() - started < 0.25
 
 
 @settings(max_examples=60, deadline=None)
