@@ -2,26 +2,24 @@
 
 import json
 import os
-import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import click
 from rich.table import Table
 
 from engine_assets import report
-from engine_assets.launch import dagster_home, dagster_instance, report_dead_runs, run_night
+from engine_assets.launch import coins_of_last_run, dagster_instance, run_night
+from engine_assets.pages import serve
 from engine_assets.session import scheduled_as_of
 from engine_assets.show import head, night_json, out, print_counts, print_night, print_segments, progress
 from engine_assets.work.night import Night
 from engine_assets.work.promoter import reconcile, rollback
 from engine_resources.library import Library
 from engine_resources.registry import Registry
-from engine_resources.settings import REPOSITORY, Settings, load_settings
+from engine_resources.settings import Settings, load_settings
 from hamilton_client.core import layout
 from hamilton_client.core.contracts import Heartbeat, HuracanError, RunManifest, utc_iso
 from hamilton_client.store import NotFound
@@ -42,7 +40,7 @@ def cli() -> None:
 
 
 @cli.command(epilog="Example: huracan nightly --coins BTCUSDT,ETHUSDT --as-of 2023-06-30T02:00Z")
-@click.option("--coins", default="all", show_default=True, help="all, topN by traded value (top20), or a comma-separated list.")
+@click.option("--coins", help="all (the default), topN by traded value (top20), or a comma-separated list; --resume keeps the run's own.")
 @click.option("--mode", type=click.Choice(["sequential", "parallel", "hybrid"]), help="Instead of training.mode.")
 @click.option("--max-concurrent", type=click.IntRange(min=1), help="Instead of training.max_concurrent.")
 @click.option(
@@ -55,7 +53,7 @@ def cli() -> None:
 @click.option("--all", "every", is_flag=True, help="Show every segment, not only a line per coin.")
 @json_option
 def nightly(
-    coins: str,
+    coins: str | None,
     mode: str | None,
     max_concurrent: int | None,
     resume: str | None,
@@ -66,14 +64,17 @@ def nightly(
 ) -> None:
     """Run a night: candles → features → regimes → folds → models → shadow → champions."""
     settings = _settings(mode, max_concurrent)
-    as_of = _resumed(resume, settings) if resume is not None and as_of_text is None else _as_of(as_of_text, settings)
+    unfinished = resume is not None and as_of_text is None and (resume or nights == 1)
+    as_of = _resumed(resume or "", settings) if unfinished else _as_of(as_of_text, settings)
     now = Night(settings, as_of).source.now()
     if as_of > now:
         raise HuracanError(f"{utc_iso(as_of)} has not come yet: the candles of {settings.source_path} stand at {utc_iso(now)}")
-    chosen = choose_coins(coins, Night(settings, as_of))
+    chosen = choose_coins("all" if coins is None else coins, Night(settings, as_of))
     instants = [as_of - timedelta(days=back) for back in reversed(range(nights))]
     results = []
     with dagster_instance(settings) as instance:
+        if resume is not None and coins is None:
+            chosen = coins_of_last_run(instance, as_of) or chosen
         for instant in instants:
             if nights > 1 and is_complete(Night(settings, instant), chosen):
                 continue
@@ -221,42 +222,10 @@ def reconcile_command() -> None:
 def ui(port: int, mlflow_port: int) -> None:
     """Start the Dagster pages, its daemon (the 02:00 UTC schedule) and the MLflow pages, on loopback; Ctrl-C ends them.
 
-    A night that the daemon runs goes on to its end when a service manager stops this command, and is cancelled by Ctrl-C.
+    A night that the daemon runs goes on to its end when a service manager stops this command (SIGTERM); Ctrl-C ends it as well.
     """
     settings = _settings()
-    with dagster_instance(settings) as instance:
-        report_dead_runs(instance)
-    environment = os.environ | {
-        "DAGSTER_HOME": str(dagster_home(settings)),
-        "HURACAN_HOME": str(settings.home),
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "1",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    }
-    bin_folder = Path(sys.executable).parent
-    mlflow_url = ["--backend-store-uri", settings.mlflow_url, "--artifacts-destination", str(settings.home / "mlartifacts")]
-    commands = [
-        [bin_folder / "dagster-webserver", "-w", REPOSITORY / "workspace.yaml", "-h", "127.0.0.1", "-p", str(port)],
-        [bin_folder / "dagster-daemon", "run", "-w", REPOSITORY / "workspace.yaml"],
-        [bin_folder / "mlflow", "server", "--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1", *mlflow_url],
-    ]
-    out.print(f"Dagster http://127.0.0.1:{port}   MLflow http://127.0.0.1:{mlflow_port}/#/models   as of {utc_iso(_as_of(None, settings))}")
-    processes = [subprocess.Popen([str(part) for part in command], env=environment) for command in commands]  # noqa: S603  # our own programs
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's stop ends the pages as Ctrl-C does
-    try:
-        pid, status = os.wait()
-        program = str(commands[[process.pid for process in processes].index(pid)][0])
-        raise HuracanError(
-            f"{Path(program).name} ended with exit code {os.waitstatus_to_exitcode(status)}, so the other pages were ended too. "
-            "Its last lines above say why; if its port is taken, choose another with --port or --mlflow-port"
-        )
-    except KeyboardInterrupt:
-        pass
-    finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.wait()
+    serve(settings, _as_of(None, settings), port, mlflow_port, os.environ)
 
 
 def _settings(mode: str | None = None, max_concurrent: int | None = None) -> Settings:

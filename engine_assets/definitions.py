@@ -24,9 +24,7 @@ def build_definitions(settings: Settings, listener: Listener | None = None, *, w
     timeframes = settings.timeframes.train
     partitions = make_partitions(timeframes)
     assets = [stage.build(partitions) for stage in (raw, features, regimes, folds, models, shadow, champions)]
-    job = dg.define_asset_job(
-        NIGHT_JOB, selection="*", partitions_def=partitions, executor_def=dg.in_process_executor, description=NIGHT_DESCRIPTION
-    )
+    job = dg.define_asset_job(NIGHT_JOB, selection="*", executor_def=dg.in_process_executor, description=NIGHT_DESCRIPTION)
     source = BundledSource(settings.source_path)
 
     def as_of(tick: datetime) -> datetime:

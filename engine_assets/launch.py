@@ -11,7 +11,7 @@ from pathlib import Path
 import dagster as dg
 
 from engine_assets.definitions import NIGHT_JOB, build_definitions
-from engine_assets.partitions import AS_OF_TAG, COIN, range_tags
+from engine_assets.partitions import AS_OF_TAG, COIN, coins_of, range_tags
 from engine_assets.session import LAUNCHED_BY_TAG, PID_TAG, RESUME_TAG, Listener, process_mark
 from engine_assets.work.run import StageEvent
 from engine_resources.lock import night_lock
@@ -68,6 +68,13 @@ def run_night(
     if error and not any(event.event_type == dg.DagsterEventType.STEP_START for event in result.all_events):
         raise HuracanError(error)
     return NightResult(as_of, result.success, result.run_id, error, clock.done())
+
+
+def coins_of_last_run(instance: dg.DagsterInstance, as_of: datetime) -> list[str]:
+    """Coins of the newest run of the night `as_of`, whoever launched it; none where no run is known."""
+    runs = instance.get_runs(dg.RunsFilter(job_name=NIGHT_JOB, tags={AS_OF_TAG: as_of.isoformat()}), limit=1)
+    known = instance.get_dynamic_partitions(COIN)
+    return coins_of(runs[0].tags, known) if runs else []
 
 
 def report_dead_runs(instance: dg.DagsterInstance) -> list[str]:

@@ -75,6 +75,15 @@ def range_tags(
     return tags
 
 
+def coins_of(tags: Mapping[str, str], symbols: Sequence[str]) -> list[str]:
+    """Coins that a run with these `range_tags` was for; `symbols` are all that exist, in Dagster's order."""
+    chosen = list(filter(None, tags.get(COINS_TAG, "").split(",")))
+    ends = [unit_of(tags[tag]).symbol for tag in (RANGE_START_TAG, RANGE_END_TAG) if tag in tags]
+    if chosen or len(ends) < 2 or not set(ends) <= set(symbols):
+        return chosen
+    return list(symbols[symbols.index(ends[0]) : symbols.index(ends[1]) + 1])
+
+
 def _cover(names: Sequence[str], chosen: Sequence[str] | None) -> tuple[str, str, list[str]]:
     """First and last of the covering range, and the choice itself where the range holds more."""
     wanted = set(names if chosen is None else chosen)

@@ -80,7 +80,7 @@ class Session:
             rows = [dg.TableRecord({"partition": "|".join(unit), "error": error}) for unit, error in partitions.failures.items()]
             raise dg.Failure(
                 f"{len(rows)} of {len(units_of(context))} partitions failed; the others are done. Repeat these: huracan nightly --resume",
-                metadata={"failed": dg.MetadataValue.table(rows), "repeat on these pages": REPEAT},
+                metadata={"repeat on these pages": REPEAT, "failed": dg.MetadataValue.table(rows)},
                 allow_retries=False,
             )
 

@@ -1,5 +1,7 @@
 """The Brain Library's schema: its tables (created by `migrations/`), their rows, and how to open the database that holds them."""
 
+import sqlite3
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, date, datetime
@@ -307,5 +309,12 @@ def open_engine(url: str) -> sa.Engine:
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
-    connection.execute("PRAGMA journal_mode=WAL")
+    for wait_seconds in (*(0.05 * n for n in range(1, 20)), None):  # SQLite's busy timeout does not cover this one statement
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            break
+        except sqlite3.OperationalError:
+            if wait_seconds is None:
+                raise
+            time.sleep(wait_seconds)
     connection.execute("PRAGMA foreign_keys=ON")

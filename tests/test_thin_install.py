@@ -91,7 +91,6 @@ def test_the_thin_install_reads_a_bundle_and_decides(thin, tmp_path, monkeypatch
     """The bundle is made here, with everything installed; the decision there, with next to nothing."""
     monkeypatch.syspath_prepend(str(ROOT / "tests" / "client"))
     import bundle_making as making
-
     from hamilton_client.store import LocalStore
 
     store = LocalStore(tmp_path / ".huracan" / "bucket")

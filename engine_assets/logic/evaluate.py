@@ -64,9 +64,12 @@ class PaperRisk:
         self.state.closed(self.book.symbol, net_bps * size_usd / 1e4, at_ms)
 
 
-def trade(book: Book, votes: Votes, combiner: Combiner) -> Replay:
-    """Decide on every bar that has a vote and replay the decisions. `votes` has one row per base bar of `book`."""
-    return _replayed(book, *_decided(book, votes, combiner))
+def trade(book: Book, votes: Votes, combiner: Combiner, learned_available: NDArray[np.bool_] | None = None) -> Replay:
+    """Decide on every bar that has a vote and replay the decisions. `votes` has one row per base bar of `book`.
+
+    `learned_available` (n,) is `decide`'s; left out where the voters are the learned engines themselves.
+    """
+    return _replayed(book, *decided(book, votes, combiner, learned_available))
 
 
 def trade_segment(book: Book, timeframe: str, horizon_base_bars: int, said: Learned, regime: Regime) -> tuple[Replay, IntArray]:
@@ -82,11 +85,17 @@ def trade_segment(book: Book, timeframe: str, horizon_base_bars: int, said: Lear
     return result, np.flatnonzero(np.isfinite(edge_bps))
 
 
-def _decided(book: Book, votes: Votes, combiner: Combiner) -> tuple[IntArray, Decisions]:
+def decided(book: Book, votes: Votes, combiner: Combiner, learned_available: NDArray[np.bool_] | None = None) -> tuple[IntArray, Decisions]:
     """Rows on which anybody votes, and the decisions on them: rows are independent, so silence need not be decided."""
     rows = np.flatnonzero((votes.direction != 0).any(axis=1))
     decisions = decide(
-        votes.take(rows), book.context.take(rows), policy=book.policy, combiner=combiner, costs=book.costs, preset=book.preset
+        votes.take(rows),
+        book.context.take(rows),
+        policy=book.policy,
+        combiner=combiner,
+        costs=book.costs,
+        preset=book.preset,
+        learned_available=None if learned_available is None else learned_available[rows],
     )
     return rows, decisions
 

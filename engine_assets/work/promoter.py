@@ -12,7 +12,7 @@ from engine_resources.tables import ChampionRow, ModelRow
 from hamilton_client.bundle import MODEL, PackedBundle, fetch
 from hamilton_client.core import layout
 from hamilton_client.core.contracts import ChampionIndex, HuracanError, Regime, SegmentMetrics, content_hash
-from hamilton_client.pointer import read_pointer, write_index, write_pointer
+from hamilton_client.pointer import read_index, read_pointer, write_index, write_pointer
 
 HEADLINES = ("sharpe", "hit_rate", "net_bps", "max_drawdown_pct", "sample_size", "psr", "dsr")
 ATTEMPTS = 5
@@ -30,12 +30,9 @@ class Promoter:
         self._record(plan)
         kind = "refresh" if any(pointer.model_id for pointer in bundles.segments.values()) else "rules_only"
         row = self._swap(plan, bundles, kind)
-        if row.as_of > self.night.as_of:
-            return {
-                "kind": "simulated",
-                "generation": row.generation,
-                "note": f"the champion of {row.as_of:%Y-%m-%d} stays: an old night never promotes",
-            }
+        if not _is(row, bundles):
+            why = "an old night never promotes" if row.as_of > self.night.as_of else "this night's bundle was rolled back"
+            return {"kind": "kept", "generation": row.generation, "note": f"{row.bundle} stays champion: {why}"}
         versions = self._register(plan, bundles, kind)
         self.library.set_active(plan.symbol, [pointer.model_id for pointer in row.segments.values() if pointer.model_id])
         write_pointer(self.night.store, row.pointer())
@@ -71,10 +68,10 @@ class Promoter:
         self.library.record_metrics(metrics)
 
     def _swap(self, plan: CoinPlan, bundles: CoinBundles, kind: str) -> ChampionRow:
-        """Write the next generation, unless the table holds exactly this bundle or that of a later night already."""
+        """Write the next generation, unless this bundle was champion already or a later night's is."""
         for _ in range(ATTEMPTS):
             current = self.library.champion(plan.symbol)
-            if current is not None and (current.as_of > self.night.as_of or _is(current, bundles)):
+            if current is not None and (current.as_of > self.night.as_of or self._was_champion(plan.symbol, bundles)):
                 return current
             generation = current.generation if current else 0
             row = ChampionRow(
@@ -95,6 +92,9 @@ class Promoter:
             if self.library.promote(row, generation, reason, kind, snapshot):
                 return row
         raise HuracanError(f"{plan.symbol}: {ATTEMPTS} promotions in a row were overtaken by another writer; end it and resume")
+
+    def _was_champion(self, symbol: str, bundles: CoinBundles) -> bool:
+        return any(_is(row, bundles) for row in self.library.history(symbol))
 
     def _register(self, plan: CoinPlan, bundles: CoinBundles, kind: str) -> Detail:
         """Champion bundle first, the night's bundle last, so that the alias `challenger` ends on the newest version."""
@@ -140,8 +140,7 @@ class Promoter:
 
     def write_index(self) -> None:
         """Project the whole champion table into the one object that clients poll."""
-        rows = self.library.champions().values()
-        write_index(self.night.store, ChampionIndex(champions={row.symbol: row.pointer() for row in rows}))
+        write_index(self.night.store, _index_of(self.library))
 
 
 def rollback(night: Night, library: Library, registry: Registry, symbol: str, generation: int | None) -> ChampionRow:
@@ -168,9 +167,19 @@ def reconcile(night: Night, library: Library, registry: Registry) -> list[str]:
     repaired = []
     for symbol in library.champions():
         repaired += _repair(symbol, night, library, registry)
-    rows = library.champions().values()
-    write_index(night.store, ChampionIndex(champions={row.symbol: row.pointer() for row in rows}))
+    index = _index_of(library)
+    try:
+        sound = read_index(night.store) == index
+    except HuracanError:
+        sound = False
+    if not sound:
+        write_index(night.store, index)
+        repaired.append(f"index now names {len(index.champions)} champions")
     return repaired
+
+
+def _index_of(library: Library) -> ChampionIndex:
+    return ChampionIndex(champions={row.symbol: row.pointer() for row in library.champions().values()})
 
 
 def _repair(symbol: str, night: Night, library: Library, registry: Registry) -> list[str]:

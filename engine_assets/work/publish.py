@@ -272,7 +272,7 @@ def decision_pnl_bps(coin: Coin, combiner: Combiner, night: Night, spoken: Itera
     context = bar_context(coin.base, coin.base_regime, base_minutes=minutes, volatility_bars=night.policy.exits.volatility_bars)
     at = np.arange(len(coin.base) - len(seen), len(coin.base))
     book = Book("", Prices.of(base, minutes * 60_000), context.take(at), coin.costs, night.policy, night.policy.risk.preset)
-    result = trade(book, seen.votes, combiner)
+    result = trade(book, seen.votes, combiner, seen.learned_available)
     return float((result.gross_bps - result.cost_bps).sum())
 
 

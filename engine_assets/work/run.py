@@ -135,6 +135,12 @@ class NightRun:
 
     def _champions(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Failure | None, Detail]]:
         plans = judge(units, self.night, self.library)
+        for unit in (each for each in units if each.symbol not in plans):
+            yield (
+                unit,
+                Failure(UPSTREAM, f"{self.night.run_id} has no models of {unit.symbol} by this recipe: materialize models first"),
+                {},
+            )
         for symbol, plan in plans.items():
             self.night.store.put(plan_key(symbol, self.night), plan.to_bytes())
         promoter = Promoter(self.night, self.library, self.registry)

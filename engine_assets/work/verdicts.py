@@ -12,7 +12,7 @@ from engine_assets.work.night import Night
 from engine_assets.work.publish import CoinPlan
 from engine_assets.work.train import UnitPart, read_part, read_part_frame
 from engine_resources.library import Library
-from engine_resources.records import Unit
+from engine_resources.records import Unit, read_ledger
 from engine_resources.tables import TrialRow
 from hamilton_client.core import layout
 from hamilton_client.core.contracts import NEVER_TRADED, ChampionPointer, Regime, SegmentMetrics, SegmentPointer
@@ -21,17 +21,28 @@ SegmentKey = tuple[str, str, Regime]
 
 
 def judge(units: Sequence[Unit], night: Night, library: Library) -> dict[str, CoinPlan]:
-    """Judge every trained segment of `units`; returns one plan per coin. Real and synthetic coins are separate cohorts."""
-    parts = {unit: part for unit in units if (part := read_part(unit, night)) is not None}
+    """Judge every segment that this night has trained; returns one plan per coin of `units`. Real and synthetic coins are separate cohorts.
+
+    The cohort is the whole night's also where only a part is run again: a coin tried alone would pass a lower bar than among 400, and
+    its other timeframes are part of its next bundle.
+    """
+    parts = _parts(night)
     _record_trials(parts, night, library)
     metrics = _deflated(parts, night, library)
-    symbols = sorted({unit.symbol for unit in parts})
-    champions = {symbol: _champion_before(symbol, night, library) for symbol in symbols}
+    champions = {symbol: _champion_before(symbol, night, library) for symbol in {unit.symbol for unit in parts}}
     states: dict[SegmentKey, Verdict] = {}
     for synthetic in (False, True):
         cohort = {key: value for key, value in metrics.items() if night.source.is_synthetic(key[0]) is synthetic}
         states |= _verdicts(cohort, champions, night)
+    symbols = sorted({unit.symbol for unit in units} & champions.keys())
     return {symbol: _plan(symbol, metrics, states, champions[symbol], parts, night, library) for symbol in symbols}
+
+
+def _parts(night: Night) -> dict[Unit, UnitPart]:
+    """What the models stage of this night has finished under this recipe."""
+    units = [Unit(line.symbol, line.timeframe) for line in read_ledger(night.store, night.run_id, "models") if line.ok]
+    parts = {unit: part for unit in units if (part := read_part(unit, night)) is not None}
+    return {unit: part for unit, part in parts.items() if part.lineage == night.recipe.hash}
 
 
 def gates_of(night: Night) -> Gates:
