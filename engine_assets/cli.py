@@ -273,6 +273,7 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
+        click.echo("huracan: interrupted; a night that was running goes on with: huracan nightly --resume", err=True)
         sys.exit(130)
     except HuracanError as error:
         click.echo(f"huracan: {error}", err=True)

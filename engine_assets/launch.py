@@ -65,6 +65,8 @@ def run_night(
         instance=instance, tags=tags, raise_on_error=False, run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
     )
     error = None if result.success else _first_error(result)
+    if error and error.endswith(dg.DagsterExecutionInterruptedError.__name__):
+        raise KeyboardInterrupt
     if error and not any(event.event_type == dg.DagsterEventType.STEP_START for event in result.all_events):
         raise HuracanError(error)
     return NightResult(as_of, result.success, result.run_id, error, clock.done())

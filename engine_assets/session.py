@@ -57,7 +57,19 @@ class Session:
         self._listener = listener
 
     def stage(self, context: dg.AssetExecutionContext, name: str, keys: Sequence[dg.AssetKey]) -> Iterator[dg.MaterializeResult[None]]:
-        """Run one stage over this run's partitions; its failed units fail the run at the last selected stage."""
+        """Run one stage over this run's partitions; its failed units fail the run at the last selected stage.
+
+        What stops the night is recorded here: Dagster closes the session without telling it why.
+        """
+        try:
+            yield from self._stage(context, name, keys)
+        except (dg.Failure, GeneratorExit):
+            raise
+        except BaseException as error:
+            self.run.stopped(name, error)
+            raise
+
+    def _stage(self, context: dg.AssetExecutionContext, name: str, keys: Sequence[dg.AssetKey]) -> Iterator[dg.MaterializeResult[None]]:
         selected = [key for key in keys if key in context.selected_asset_keys]
         units = units_of(context)
         with partition_log(context, selected) as partitions:

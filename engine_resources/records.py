@@ -141,7 +141,7 @@ class Heart:
     """Background thread that rewrites `heartbeats/engine.json` every `seconds` and at each change of phase.
 
     It never raises into the night: a bucket that refuses a beat is logged. Leaving the context writes a last beat, whose phase is
-    `finished`, or `failed` with the error that ended the night.
+    `finished`, or `failed` with the error that ended the night; who has said `failed` before has the last word.
     """
 
     def __init__(self, store: ObjectStore, run_id: str, clock: Clock = utc_now, seconds: float = HEART_SECONDS) -> None:
@@ -166,9 +166,9 @@ class Heart:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is None:
+        if error is None and self._state["phase"] != "failed":
             self.update("finished", progress=1.0)
-        else:
+        elif error is not None:
             self.update("failed", error=f"{type(error).__name__}: {error}")
         self._stopping = True
         self._wake.set()

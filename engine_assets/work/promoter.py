@@ -11,7 +11,7 @@ from engine_resources.registry import BundleVersion, Registry
 from engine_resources.tables import ChampionRow, ModelRow
 from hamilton_client.bundle import MODEL, PackedBundle, fetch
 from hamilton_client.core import layout
-from hamilton_client.core.contracts import ChampionIndex, HuracanError, Regime, SegmentMetrics, content_hash
+from hamilton_client.core.contracts import ChampionIndex, ChampionPointer, HuracanError, Regime, SegmentMetrics, content_hash
 from hamilton_client.pointer import read_index, read_pointer, write_index, write_pointer
 
 HEADLINES = ("sharpe", "hit_rate", "net_bps", "max_drawdown_pct", "sample_size", "psr", "dsr")
@@ -163,10 +163,16 @@ def rollback(night: Night, library: Library, registry: Registry, symbol: str, ge
 
 
 def reconcile(night: Night, library: Library, registry: Registry) -> list[str]:
-    """Make every projection follow the champion table: pointer files, MLflow alias, index. Returns what was repaired, a line each."""
-    repaired = []
+    """Make every projection follow the champion table: pointer files, MLflow alias, index. Returns what was repaired, a line each.
+
+    Raises HuracanError for coins that cannot be repaired, once all others and the index are.
+    """
+    repaired, faults = [], []
     for symbol in library.champions():
-        repaired += _repair(symbol, night, library, registry)
+        try:
+            repaired += _repair(symbol, night, library, registry)
+        except HuracanError as fault:
+            faults.append(str(fault) if str(fault).startswith(symbol) else f"{symbol}: {fault}")
     index = _index_of(library)
     try:
         sound = read_index(night.store) == index
@@ -175,6 +181,8 @@ def reconcile(night: Night, library: Library, registry: Registry) -> list[str]:
     if not sound:
         write_index(night.store, index)
         repaired.append(f"index now names {len(index.champions)} champions")
+    if faults:
+        raise HuracanError("\n".join([*repaired, *faults]))
     return repaired
 
 
@@ -191,15 +199,34 @@ def _repair(symbol: str, night: Night, library: Library, registry: Registry) -> 
         repaired.append(f"{symbol}: pointer was unusable ({fault})")
     row = library.champion(symbol)
     assert row is not None
-    if pointer is not None and pointer.generation > row.generation:
+    if pointer is not None and _is_ahead(pointer, row):
         row = library.restore_generation(symbol, pointer.generation, night.published_at)
         repaired.append(f"{symbol}: table was behind the bucket, now generation {row.generation}")
     if pointer != row.pointer():
         write_pointer(night.store, row.pointer())
         repaired.append(f"{symbol}: pointer now generation {row.generation}")
-    if any(entry.model_id for entry in row.segments.values()) and registry.project(symbol, row.sha256):
-        repaired.append(f"{symbol}: MLflow alias champion moved")
+    if any(entry.model_id for entry in row.segments.values()):
+        repaired += _project(row, night, registry)
     return repaired
+
+
+def _is_ahead(pointer: ChampionPointer, row: ChampionRow) -> bool:
+    """Whether clients have seen a generation that this table does not know, or knows as another bundle: it came from a backup."""
+    return pointer.generation > row.generation or (pointer.generation == row.generation and pointer.sha256 != row.sha256)
+
+
+def _project(row: ChampionRow, night: Night, registry: Registry) -> list[str]:
+    """Move the MLflow alias; a version that MLflow lost, or that a kill came before, is registered again from the bucket."""
+    try:
+        return [f"{row.symbol}: MLflow alias champion moved"] if registry.project(row.symbol, row.sha256) else []
+    except HuracanError:
+        files = fetch(night.store, row.bundle, row.sha256, row.size)
+        run_id = layout.run_id(row.as_of)
+        registry.register(
+            BundleVersion(symbol=row.symbol, run_id=run_id, files=files, sha256=row.sha256, tags={"run": run_id, "kind": "restored"})
+        )
+        registry.project(row.symbol, row.sha256)
+        return [f"{row.symbol}: {row.bundle} registered with MLflow again"]
 
 
 def _is(row: ChampionRow, bundles: CoinBundles) -> bool:

@@ -171,6 +171,11 @@ class NightRun:
             self.records.failure(f"{name}.{unit.timeframe}", unit.symbol, failure)
         return StageEvent(unit, error, detail)
 
+    def stopped(self, name: str, error: BaseException) -> None:
+        """Record what stopped the whole night in one of its stages, an interrupt included."""
+        self.heart.update("failed", error=f"{type(error).__name__}: {error}")
+        self.records.failure(name, None, failure_of(error))
+
     @property
     def as_of(self) -> datetime:
         """The instant this night stands for."""

@@ -41,7 +41,7 @@ def told(monkeypatch, capsys) -> Callable[..., Done]:
     """Run `huracan` on a world through its own entry point, but in this process: importing Dagster and MLflow takes seconds."""
 
     def run(world: small_world.World, *arguments: str) -> Done:
-        for name in [name for name in os.environ if name.startswith(("HURACAN_", "DAGSTER_"))]:
+        for name in [name for name in os.environ if name.startswith(("HURACAN_", "DAGSTER_", "MLFLOW_TRACKING_URI"))]:
             monkeypatch.delenv(name)
         for name, value in (world.variables | {"COLUMNS": "200", "DAGSTER_HOME": ""}).items():
             monkeypatch.setenv(name, value)

@@ -8,7 +8,7 @@ from engine_assets.work.promoter import reconcile
 from engine_resources.registry import CHAMPION, Registry
 from hamilton_client.core import layout
 from hamilton_client.core.contracts import HuracanError
-from hamilton_client.pointer import read_index
+from hamilton_client.pointer import read_index, read_pointer
 from small_world import GOOD, SYNTHETIC, World, hamilton
 
 pytestmark = pytest.mark.slow
@@ -116,6 +116,46 @@ def test_a_moved_alias_is_brought_back(world):
     assert champion_sha(world, SYNTHETIC) != sha
     assert repaired(world) == [f"{SYNTHETIC}: MLflow alias champion moved"]
     assert champion_sha(world, SYNTHETIC) == sha
+
+
+def test_versions_that_mlflow_lost_are_registered_again(told, world):
+    """Also what a kill between the table and MLflow leaves."""
+    sha = world.library().champion(SYNTHETIC).sha256
+    for path in world.home.glob("mlflow.db*"):
+        path.unlink()
+    done = told(world, "reconcile")
+    assert done.code == 0, done.err
+    assert f"{SYNTHETIC}: models/{SYNTHETIC}/20230701_020000Z registered with MLflow again" in done.out
+    assert champion_sha(world, SYNTHETIC) == sha
+    assert told(world, "reconcile").out == "nothing to repair\n"
+
+
+def test_a_coin_that_cannot_be_repaired_is_said_and_stops_no_other(told, world, finished):
+    """The champion bundle is damaged and MLflow does not know it: nothing can bring it back."""
+    row = world.library().champion(SYNTHETIC)
+    next((world.bucket / row.bundle).glob("*/model.txt")).write_bytes(b"tree")
+    for path in world.home.glob("mlflow.db*"):
+        path.unlink()
+    for symbol in GOOD:
+        (world.bucket / layout.champion_pointer(symbol)).unlink()
+    (world.bucket / layout.CHAMPION_INDEX).unlink()
+    done = told(world, "reconcile")
+    assert done.code == 1
+    assert f"{SYNTHETIC}: bundle {row.bundle} is refused" in done.err
+    assert {symbol: read_pointer(world.store, symbol) for symbol in GOOD} == finished.pointers()
+    assert read_index(world.store).champions == finished.pointers()
+
+
+def test_a_generation_that_means_another_bundle_in_the_bucket_is_lifted(world, finished):
+    """The table came back from a backup and promoted on: its generation 2 is not the one that clients have seen."""
+    seen = world.pointers()[SYNTHETIC].model_copy(update={"sha256": "0" * 64})
+    for key in (layout.champion_pointer(SYNTHETIC), layout.champion_history(SYNTHETIC, 2)):
+        (world.bucket / key).write_bytes(seen.to_bytes())
+    told = repaired(world)
+    assert any("now generation 3" in line for line in told), told
+    assert world.pointers()[SYNTHETIC].sha256 == finished.pointers()[SYNTHETIC].sha256
+    assert world.pointers()[SYNTHETIC].generation == 3
+    assert repaired(world) == []
 
 
 def test_a_table_from_a_backup_is_lifted_above_what_clients_have_seen(world, finished):

@@ -1,10 +1,14 @@
 """kill -9 at random moments of a night: what was done is kept, every pointer verifies, resume ends where an undisturbed night ends."""
 
+import json
 import os
 import random
 import signal
+import sqlite3
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -15,7 +19,7 @@ from engine_assets.definitions import NIGHT_JOB
 from engine_assets.launch import report_dead_runs
 from engine_assets.session import PID_TAG, process_mark
 from engine_resources.settings import REPOSITORY
-from small_world import CLOCK, GOOD, NIGHTS, TIMEFRAMES, World, hamilton, huracan, start
+from small_world import CLOCK, GOOD, NIGHTS, SYNTHETIC, TIMEFRAMES, World, hamilton, huracan, start
 
 SOAK_KILLS = int(os.environ.get("HURACAN_SOAK_KILLS", "6"))
 RAY_AGENTS = (b"ray::DashboardAgent", b"ray::RuntimeEnvAgent")  # see within a minute that their node is gone, and do no work
@@ -33,6 +37,7 @@ class Killer:
     objects: int
     """Objects that a whole night leaves in the bucket."""
     kills: int = 0
+    ended: int = 0
     folds: dict[str, int] = field(default_factory=dict)
     ledger: dict[str, bytes] = field(default_factory=dict)
     generations: dict[str, int] = field(default_factory=dict)
@@ -41,20 +46,24 @@ class Killer:
         chosen = ["--coins", ",".join(self.coins), "--as-of", f"{self.as_of:%Y-%m-%dT%H:%MZ}"]
         return ["nightly", *chosen, *(["--resume"] if self.kills else [])]
 
-    def kill_once(self) -> bool:
-        """Run, and kill once a random number of new objects is there; False where the night ended before."""
+    def kill_once(self, when: Callable[[], bool] | None = None, left: int = 1) -> bool:
+        """Run, and kill at once when told, else after a random number of new objects; False where the night ended before.
+
+        `left` kills share what the night has still to write.
+        """
         here = self.count()
-        wanted = self.chance.randint(here + 1, max(here + 2, self.objects))
+        wanted = here + self.chance.randint(1, max(1, 2 * (self.objects - here) // (left + 1)))
         process = start(self.world, *self.arguments())
         try:
-            while self.count() < wanted and process.poll() is None:
-                time.sleep(0.01)
+            while process.poll() is None and not (when() if when else self.count() >= wanted):
+                time.sleep(0.005)
         finally:
             alive = process.poll() is None
             process.kill()
             process.wait()
         assert alive or process.returncode == 0, self.world.home.with_suffix(".log").read_text()
         self.kills += alive
+        self.ended += not alive
         assert gone(process.pid), "workers outlive their night"
         self.look(after=f"kill {self.kills} at {wanted} of {self.objects} objects")
         return alive
@@ -62,6 +71,7 @@ class Killer:
     def finish(self) -> None:
         done = huracan(self.world, *self.arguments(), "--json")
         assert done.returncode == 0, done.stderr
+        self.ended += 1
         self.look(after="the end")
 
     def count(self) -> int:
@@ -119,7 +129,7 @@ def everything_is_told(killer: Killer) -> None:
         assert {key for key, state in found.items() if state == "MATERIALIZED"} == units, asset
     with world.dagster() as instance:
         states = [run.status for run in instance.get_runs()]
-    assert states.count(dg.DagsterRunStatus.SUCCESS) == 1
+    assert states.count(dg.DagsterRunStatus.SUCCESS) == killer.ended
     assert set(states) <= {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE}, "a dead run is reported as failed"
     for symbol in killer.coins:
         for timeframe in TIMEFRAMES:
@@ -146,40 +156,33 @@ def objects_of_a_night(finished: World) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("backend", "kills"), [("threads", 2), ("ray", 1)])
-def test_a_killed_night_resumes_to_the_same_end(finished, tmp_path, backend, kills):
-    seed = time.time_ns() % 10_000
-    world = World(finished.source, finished.config, tmp_path / "home", {"HURACAN_TRAINING__BACKEND": backend})
-    killer = Killer(world, NIGHTS[0], GOOD, random.Random(seed), objects_of_a_night(finished))
-    print(f"seed {seed}")
-    for _ in range(kills):
-        killer.kill_once()
+def test_a_night_killed_anywhere_and_then_among_its_champions_resumes_to_the_same_end(finished, tmp_path):
+    """The second kill leaves some coins promoted and some not; a pointer that the table is ahead of is made on top."""
+    killer = night_to_kill(finished, tmp_path, "threads")
+    killer.kill_once()
+    killer.kill_once(when=lambda: bool(killer.world.pointers()))
+    behind = min(killer.generations)
+    (killer.world.bucket / f"champion/{behind}/latest.json").unlink()
+    del killer.generations[behind]
     killer.finish()
     everything_is_told(killer)
     same_champions(killer, finished)
 
 
 @pytest.mark.slow
-def test_a_night_killed_among_its_champions_resumes_to_the_same_end(finished, tmp_path):
-    """Some coins promoted, some not, pointers behind the table: as a kill between any two of those writes leaves them."""
-    world = World(finished.source, finished.config, tmp_path / "home")
-    killer = Killer(world, NIGHTS[0], GOOD, random.Random(0), 0)
-    process = start(world, *killer.arguments())
-    try:
-        while not list(world.bucket.glob("champion/*/latest.json")) and process.poll() is None:
-            time.sleep(0.001)
-    finally:
-        process.kill()
-        process.wait()
-    killer.kills = 1
-    killer.look(after="the first pointer")
-    assert killer.generations
-    promoted = sorted(world.library().champions())
-    (world.bucket / f"champion/{promoted[0]}/latest.json").unlink()
-    del killer.generations[promoted[0]]
+def test_a_killed_night_on_ray_leaves_no_workers_and_resumes_to_the_same_end(finished, tmp_path):
+    killer = night_to_kill(finished, tmp_path, "ray")
+    killer.kill_once()
     killer.finish()
     everything_is_told(killer)
     same_champions(killer, finished)
+
+
+def night_to_kill(finished: World, folder: Path, backend: str) -> Killer:
+    seed = time.time_ns() % 10_000
+    print(f"seed {seed}")
+    world = World(finished.source, finished.config, folder / "home", {"HURACAN_TRAINING__BACKEND": backend})
+    return Killer(world, NIGHTS[0], GOOD, random.Random(seed), objects_of_a_night(finished))
 
 
 @pytest.mark.slow
@@ -196,6 +199,46 @@ def test_resuming_some_coins_compares_them_with_the_same_pooled_baseline(told, f
     assert done.code == 0, done.out
     assert len(before) == len(TIMEFRAMES)
     assert [index.read_bytes() for index in indices] == before
+    assert world.pointers() == finished.pointers()
+
+
+@pytest.mark.slow
+def test_an_interrupted_night_says_so_and_is_the_one_that_resume_goes_on_with(told, good, tmp_path):
+    """Ctrl-C in an older night than the newest tick, over one coin."""
+    world = replace(good, home=tmp_path / "home")
+    process = start(world, "nightly", "--coins", "BTCUSDT", "--as-of", "2023-06-30T02:00Z")
+    while process.poll() is None and not world.files("runs/*/ledger/models/*.json"):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    log = world.home.with_suffix(".log").read_text()
+    assert "interrupted; a night that was running goes on with: huracan nightly --resume" in log
+    assert "Traceback" not in log
+    beat = json.loads((world.bucket / "heartbeats/engine.json").read_bytes())
+    assert (beat["phase"], beat["run_id"]) == ("failed", "run_20230630_020000")
+    before = world.files("folds/*/*/*.parquet")
+    done = told(world, "nightly", "--resume")
+    assert done.code == 0, done.out
+    assert {path.name for path in (world.bucket / "runs").iterdir()} == {"run_20230630_020000"}
+    assert set(world.pointers()) == {"BTCUSDT"}
+    assert {key: world.files("folds/*/*/*.parquet")[key] for key in before} == before
+
+
+@pytest.mark.slow
+def test_a_fault_that_stops_the_whole_night_leaves_a_report_and_a_failed_heartbeat(told, finished, tmp_path):
+    world = finished.copy(tmp_path / "home")
+    with closing(sqlite3.connect(world.home / "huracan.db")) as database:
+        database.execute("DROP TABLE trials")
+    done = told(world, "nightly", "--coins", SYNTHETIC)
+    assert done.code == 1
+    assert "no such table: trials" in done.out
+    report = json.loads((world.bucket / "runs/run_20230701_020000/failure_report.json").read_bytes())
+    assert (report["step"], report["exception_type"]) == ("champions", "OperationalError")
+    assert "record_trials" in report["traceback"]
+    assert report["suggestions"]
+    beat = json.loads((world.bucket / "heartbeats/engine.json").read_bytes())
+    assert beat["phase"] == "failed"
+    assert "no such table: trials" in beat["last_error"]
     assert world.pointers() == finished.pointers()
 
 
@@ -221,7 +264,8 @@ def night_job() -> dg.JobDefinition:
     return job
 
 
-@pytest.mark.slow  # soak
+@pytest.mark.soak
+@pytest.mark.skipif("HURACAN_SOAK" not in os.environ, reason="takes minutes: make soak")
 def test_the_bundled_coins_survive_many_kills(tmp_path):
     """`make soak`: real recipe, real length, Ray; a night of three coins is killed again and again, beside one that is not."""
     coins = ("BTCUSDT", "NEOUSDT", "SYNTHETICUSDT")
@@ -234,8 +278,9 @@ def test_the_bundled_coins_survive_many_kills(tmp_path):
     seed = time.time_ns() % 10_000
     killer = Killer(world, CLOCK, coins, random.Random(seed), undisturbed.count())
     print(f"seed {seed}")
-    while killer.kills < SOAK_KILLS and killer.kill_once():
+    while killer.kills < SOAK_KILLS and killer.kill_once(left=SOAK_KILLS - killer.kills):
         pass
     killer.finish()
+    assert killer.kills >= SOAK_KILLS // 2
     everything_is_told(killer)
     same_champions(killer, quiet)
