@@ -3,7 +3,7 @@
 import importlib.metadata
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from functools import cache
 from typing import NamedTuple
@@ -82,11 +82,6 @@ def fold_key(fold: Fold, days: DayHashes, recipe: Recipe, timeframe: str, device
         "versions": library_versions() | {"fit": FIT_VERSION, "label": LABEL_VERSION, "split": SPLIT_VERSION},
     }
     return content_hash(basis)
-
-
-def pending(wanted: Iterable[str], done: Iterable[str]) -> list[str]:
-    """What is left to do, sorted."""
-    return sorted(set(wanted) - set(done))
 
 
 def _between(days: DayHashes, first: date, until: date) -> dict[str, str]:

@@ -112,11 +112,6 @@ def silence(votes: Votes, regime: NDArray[np.int8], policy: Policy, regimes_of: 
     return Votes(votes.engines, direction, votes.confidence, votes.edge_bps, votes.horizon_bars)
 
 
-def solo_votes(votes: Votes, engine: str) -> Votes:
-    """Votes of one engine (n, 1): what the P&L of its segment is made of, under `combine.solo`."""
-    return votes.only(engine)
-
-
 def decide(
     votes: Votes,
     bars: BarContext,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hamilton_client.core.combine import Combiner, seed, solo
 from hamilton_client.core.contracts import Action, CostSnapshot, DecisionEvent, HuracanError, Regime
 from hamilton_client.core.costs import BarContext
-from hamilton_client.core.decide import GATES, REASONS, decide, hard_gates, silence, solo_votes, to_event
+from hamilton_client.core.decide import GATES, REASONS, decide, hard_gates, silence, to_event
 from hamilton_client.core.engines import ENGINES
 from hamilton_client.core.policy import Policy
 from hamilton_client.core.risk import Admission
@@ -215,7 +215,7 @@ def test_soft_weights_lean_the_score():
 def test_a_single_engine_decides_alone():
     votes = votes_of(BUY)
     assert reason(run([0, 0, 0, 0, 1])) == "no_quorum"
-    alone = solo_votes(votes, "learned")
+    alone = votes.only("learned")
     got = run(votes=alone, combiner=solo("learned"))
     assert (got.action[0], got.effective[0], got.weights.tolist()) == (1, 1.0, [[1.0]])
     beside = run(votes=votes, combiner=solo("learned"))

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from engine_assets.logic import plan
-from engine_assets.logic.plan import feature_chunks, fold_key, pending, reach, regime_chunks
+from engine_assets.logic.plan import feature_chunks, fold_key, reach, regime_chunks
 from engine_assets.logic.prepare import all_features, all_regimes, feature_chunk
 from engine_assets.logic.splits import Fold
 from hamilton_client.core.bars import day_hashes, derive
@@ -130,11 +130,6 @@ def test_a_chunk_needs_no_candles_before_its_padded_start_and_none_after_its_yea
     whole = feature_chunk(candles, chunk, LONG)
     assert feature_chunk(candles.filter(pl.col("ts").is_between(chunk.padded_start, chunk.end, closed="left")), chunk, LONG).equals(whole)
     assert whole["ts"].dt.year().unique().to_list() == [2022]
-
-
-def test_what_is_left_to_do_is_a_set_difference():
-    assert pending(["b", "a", "c", "a"], ["c", "z"]) == ["a", "b"]
-    assert pending([], ["a"]) == []
 
 
 def test_a_series_may_begin_within_a_year_and_be_short():
