@@ -89,7 +89,7 @@ def _cover(names: Sequence[str], chosen: Sequence[str] | None) -> tuple[str, str
     wanted = set(names if chosen is None else chosen)
     if not wanted or not wanted <= set(names):
         unknown = ", ".join(sorted(wanted - set(names))) or "nothing was chosen"
-        raise HuracanError(f"no such partition: {unknown}. Known: {', '.join(names) or 'none; huracan ingest adds coins'}")
+        raise HuracanError(f"no such partition: {unknown}. Known: {', '.join(names) or 'none; huracan nightly adds coins'}")
     places = [place for place, name in enumerate(names) if name in wanted]
     return names[places[0]], names[places[-1]], [names[place] for place in places] if places[-1] - places[0] >= len(places) else []
 

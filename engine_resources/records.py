@@ -32,10 +32,10 @@ SUGGESTIONS: dict[str, tuple[str, ...]] = {  # by exception type, nearest base c
     "WorkerCrashedError": ("look for an out-of-memory kill in dmesg; if there is one, lower training.max_concurrent", RESUME),
     "NodeDiedError": ("a node of the cluster went away: bring it back", RESUME),
     "PermissionError": ("check the rights of the bucket key and of HURACAN_HOME",),
-    "FileNotFoundError": ("an earlier stage left no file for this coin: huracan backfill --from raw --coins SYMBOL",),
-    "NotFound": ("an earlier stage left no object for this coin: huracan backfill --from raw --coins SYMBOL",),
-    "LightGBMError": ("huracan quality SYMBOL shows whether its candles are usable",),
-    "Exception": ("the traceback names the line; huracan backfill --failed repeats only what failed",),
+    "FileNotFoundError": ("an earlier stage left no file for this coin: huracan nightly --coins SYMBOL",),
+    "NotFound": ("an earlier stage left no object for this coin: huracan nightly --coins SYMBOL",),
+    "LightGBMError": ("look at the defects its raw partition counts: the candles may not be usable",),
+    "Exception": ("the traceback names the line; huracan nightly --resume repeats only what failed",),
 }
 log = structlog.get_logger(__name__)
 

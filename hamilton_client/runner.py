@@ -142,13 +142,13 @@ def _tail(candles: CandleStore, symbol: str, bundle: Bundle, as_of: datetime, ma
             break
     if frame.is_empty():
         raise HuracanError(
-            f"{symbol} has no closed {base} candle before {utc_iso(as_of)} in {candles.store.url}; fetch some with: huracan ingest"
+            f"{symbol} has no closed {base} candle before {utc_iso(as_of)} in {candles.store.url}; bring some: huracan nightly"
         )
     end: datetime = frame["ts"][-1] + step
     if end < as_of - max_age_bars * step:
         raise HuracanError(
             f"{symbol}: its newest {base} candle closed {utc_iso(end)}, over {max_age_bars} bars before {utc_iso(as_of)}; "
-            "fetch newer ones with: huracan ingest, or give an earlier --as-of"
+            "bring newer ones with: huracan nightly, or give an earlier --as-of"
         )
     return frame
 

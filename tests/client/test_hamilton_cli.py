@@ -265,7 +265,7 @@ def test_a_coin_without_candles_is_refused(store, hamilton):
     code, _, err = hamilton("once", "ETHUSDT")
     assert code == 1
     assert "has no closed 1h candle" in err
-    assert "huracan ingest" in err
+    assert "huracan nightly" in err
 
 
 @pytest.mark.parametrize(
