@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from engine_assets.logic.labels import gross_labels, sample_weights, uniqueness
-from engine_assets.logic.splits import Fold
+from engine_assets.logic.splits import DAY_MS, Fold
 from hamilton_client.core.contracts import TRAINED_REGIMES, FloatArray, IntArray, Regime, SignArray
 from hamilton_client.core.layout import timeframe_ms
 from hamilton_client.core.recipe import ModelParameters, Recipe
@@ -123,7 +123,7 @@ def final_models(
     regimes: Sequence[Regime] = TRAINED_REGIMES,
 ) -> dict[Regime, str]:
     """Fit the models that will trade: the last `train_days` before `as_of_ms`, labels resolved by then. Returns LightGBM text."""
-    since = as_of_ms - recipe.folds[timeframe].train_days * 86_400_000
+    since = as_of_ms - recipe.folds[timeframe].train_days * DAY_MS
     rows = np.flatnonzero(frame.usable & (frame.close_ms > since) & (frame.label_end_ms <= as_of_ms))
     models = fit_regimes(frame, rows, list(regimes), recipe, device)
     return {regime: model.model_to_string() for regime, model in models.items()}

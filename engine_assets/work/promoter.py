@@ -11,7 +11,7 @@ from engine_resources.registry import BundleVersion, Registry
 from engine_resources.tables import ChampionRow, ModelRow
 from hamilton_client.bundle import MODEL, PackedBundle, fetch
 from hamilton_client.core import layout
-from hamilton_client.core.contracts import ChampionIndex, ChampionPointer, HuracanError, Regime, SegmentMetrics, content_hash
+from hamilton_client.core.contracts import ChampionIndex, ChampionPointer, HuracanError, SegmentMetrics, content_hash
 from hamilton_client.pointer import read_index, read_pointer, write_index, write_pointer
 
 HEADLINES = ("sharpe", "hit_rate", "net_bps", "max_drawdown_pct", "sample_size", "psr", "dsr")
@@ -45,7 +45,7 @@ class Promoter:
         for key, pointer in plan.candidates.items():
             if pointer.model_id is None:
                 continue
-            timeframe, regime = key.split(".")
+            timeframe, regime = layout.split_segment(key)
             old = plan.champion.segments.get(key) if plan.champion else None
             rows.append(
                 ModelRow(
@@ -58,7 +58,7 @@ class Promoter:
                     params=night.recipe.model.model_dump(),
                     symbol=plan.symbol,
                     timeframe=timeframe,
-                    regime=Regime(regime),
+                    regime=regime,
                     lineage=night.recipe.hash,
                     as_of=night.as_of,
                 )

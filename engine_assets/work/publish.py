@@ -170,14 +170,14 @@ def _candidate_files(plan: CoinPlan, night: Night) -> dict[str, SegmentFiles]:
     parts: dict[str, UnitPart | None] = {}
     files = {}
     for key, pointer in plan.candidates.items():
-        timeframe, regime = key.split(".")
+        timeframe, regime = layout.split_segment(key)
         part = parts.setdefault(timeframe, read_part(Unit(plan.symbol, timeframe), night))
         if pointer.model_id is None or part is None:
             continue
-        calibration = part.segments[Regime(regime)].calibration
+        calibration = part.segments[regime].calibration
         assert calibration is not None
         files[key] = SegmentFiles(
-            model=read_model(Unit(plan.symbol, timeframe), Regime(regime), night),
+            model=read_model(Unit(plan.symbol, timeframe), regime, night),
             config=_config(pointer, timeframe, part.device, night),
             metrics=plan.metrics[key].to_bytes(),
             calibration=calibration.to_bytes(),
@@ -224,7 +224,7 @@ def _compose(
     challenger: bool,
 ) -> PackedBundle:
     horizon = night.recipe.horizon_bars
-    timeframes = sorted({key.split(".")[0] for key in files})
+    timeframes = sorted({layout.split_segment(key)[0] for key in files})
     card = BundleCard(
         symbol=symbol,
         model_id=layout.bundle(symbol, night.as_of, challenger=challenger).replace("/", "_"),
@@ -233,7 +233,10 @@ def _compose(
         market=night.policy.market,
         recipe=night.recipe.name,
         lineage=night.recipe.hash,
-        segments={key: SegmentCard(**pointer.model_dump(), horizon_bars=horizon[key.split(".")[0]]) for key, pointer in segments.items()},
+        segments={
+            key: SegmentCard(**pointer.model_dump(), horizon_bars=horizon[layout.split_segment(key)[0]])
+            for key, pointer in segments.items()
+        },
         synthetic=night.source.is_synthetic(symbol),
     )
     return compose(
@@ -244,7 +247,9 @@ def _compose(
         costs=coin.costs,
         policy=night.policy,
         segments=files,
-        candles={timeframe: read_candles(Unit(symbol, timeframe), night) for timeframe in timeframes},
+        candles={
+            timeframe: coin.base if timeframe == night.base else read_candles(Unit(symbol, timeframe), night) for timeframe in timeframes
+        },
     )
 
 

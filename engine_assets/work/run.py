@@ -17,6 +17,7 @@ from engine_resources.pool import Outcome, Pool
 from engine_resources.records import Failure, Heart, NightRecords, Unit, failure_of, read_ledger, utc_now
 from engine_resources.registry import Registry
 from hamilton_client.candles import LakeCard
+from hamilton_client.core import layout
 from hamilton_client.core.contracts import LedgerLine
 from hamilton_client.core.layout import timeframe_minutes
 
@@ -113,8 +114,10 @@ class NightRun:
 
     def _groups(self, name: str, units: Sequence[Unit]) -> list[list[Unit]]:
         """Derived timeframes are resampled from the stored base, so `raw` brings in the base of every coin first."""
-        base = [unit for unit in units if unit.timeframe == self.night.base]
-        return [base, [unit for unit in units if unit not in set(base)]] if name == "raw" else [list(units)]
+        if name != "raw":
+            return [list(units)]
+        is_base = [unit.timeframe == self.night.base for unit in units]
+        return [[unit for unit, base in zip(units, is_base, strict=True) if base is wanted] for wanted in (True, False)]
 
     def _train_rows(self, timeframe: str) -> int:
         """Rows of one fit: what decides whether it is worth a share of a GPU."""
@@ -148,11 +151,8 @@ class NightRun:
         for outcome in self.pool.imap(bundles_unit, [Unit(symbol, self.night.base) for symbol in plans], self.night):
             failure, detail = self._published(outcome, promoter, plans)
             for unit in by_coin[outcome.unit.symbol]:
-                states = {
-                    key.split(".")[1]: pointer.state
-                    for key, pointer in plans[unit.symbol].candidates.items()
-                    if key.startswith(f"{unit.timeframe}.")
-                }
+                judged = ((*layout.split_segment(key), pointer.state) for key, pointer in plans[unit.symbol].candidates.items())
+                states = {regime.value: state for timeframe, regime, state in judged if timeframe == unit.timeframe}
                 yield unit, failure, detail | states
         promoter.write_index()
 

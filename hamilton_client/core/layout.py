@@ -57,6 +57,12 @@ def segment(timeframe: str, regime: Regime) -> str:
     return f"{timeframe}.{regime.value}"
 
 
+def split_segment(key: str) -> tuple[str, Regime]:
+    """Inverse of `segment`."""
+    timeframe, _, regime = key.partition(".")
+    return timeframe, Regime(regime)
+
+
 def segment_model_id(symbol: str, timeframe: str, regime: Regime, version: int, as_of: datetime) -> str:
     """`BTCUSDT_TREND_1h_v3_20250115_020000`."""
     return f"{check_symbol(symbol)}_{regime.value}_{timeframe}_v{version}_{stamp(as_of)}"
